@@ -1,0 +1,11 @@
+"""Batch normalization in every mode, for TensorFlow, JAX and PyTorch.
+
+Importing this package imports no framework. `batchnorm.keras` follows Keras' own backend.
+"""
+
+from __future__ import annotations
+
+from batchnorm._batch_norm import batch_norm, init
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "batch_norm", "init"]

@@ -1,0 +1,196 @@
+"""The view: any input as `[A, G, B, C, D]`, with statistics over A, B and D.
+
+The plan is integers only; a size may also be a scalar tensor where a framework leaves it open until
+run time, it is only ever multiplied.
+
+    input                        axis      ghost   view
+    [N, H, W, C]                 -1        no      [1, 1, N*H*W, C, 1]
+    [N, C, H, W]                 1         no      [N, 1, 1, C, H*W]
+    [N, P, S, Q]                 [1, 3]    no      [N, P, S, Q, 1]
+    [N, H, W, C]                 -1        v       [v, N/v, H*W, C, 1]
+    [N, C, H, W]                 1         v       [v, N/v, 1, C, H*W]
+
+Anything with more alternations of reduced and kept dimensions is transposed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Size = Any  # an int, or a scalar tensor where the size is unknown until run time
+
+
+@dataclass(frozen=True)
+class View:
+    """How to lay an input out as `[A, G, B, C, D]`, and how to lay its per-channel vectors out.
+
+    `split` is the input's shape with the batch split into ghost batches, `permutation` reorders it
+    (None: it does not have to be), `canonical` is the view. `features` is the length of a
+    per-channel vector. With ghost batches the groups are the axis G and every feature is in C;
+    without them, vectors of all features reshape to `[G, C]`.
+    """
+
+    axes: tuple[int, ...]
+    shape: tuple[Size, ...]
+    split: tuple[Size, ...]
+    permutation: tuple[int, ...] | None
+    canonical: tuple[Size, Size, Size, Size, Size]
+    groups: Size | None
+
+    @property
+    def features(self) -> int:
+        return product(self.shape[axis] for axis in self.axes)
+
+    @property
+    def rows(self) -> Size:
+        """Rows that a per-channel vector of parameters fills: 1 with ghost batches, else G."""
+        return 1 if self.groups is not None else self.canonical[1]
+
+    @property
+    def values_per_group(self) -> Size:
+        """How many elements each statistic is taken over, when nothing is weighted: A * B * D."""
+        a, _, b, _, d = self.canonical
+        return a * b * d
+
+    @property
+    def row_shape(self) -> tuple[Size, Size]:
+        """The shape `[R, C]` of a parameter or statistic."""
+        return self.rows, self.canonical[3]
+
+    def apply(self, ops: Any, x: Any) -> Any:
+        """x as `[A, G, B, C, D]`."""
+        return self._lay_out(ops, x, self.split, self.canonical)
+
+    def apply_to_weights(self, ops: Any, weights: Any) -> Any:
+        """Weights of x's shape but 1 on the axes, as `[A, groups or 1, B, 1, D]`."""
+        added = len(self.split) - len(self.shape)
+        features = {axis + added for axis in self.axes}
+        split = tuple(1 if i in features else size for i, size in enumerate(self.split))
+        a, _, b, _, d = self.canonical
+        groups = 1 if self.groups is None else self.groups
+        return self._lay_out(ops, weights, split, (a, groups, b, 1, d))
+
+    def undo(self, ops: Any, y: Any) -> Any:
+        """An array of the view, in the shape of x."""
+        if self.permutation is not None:
+            y = ops.reshape(y, [self.split[i] for i in self.permutation])
+            y = ops.transpose(y, [self.permutation.index(i) for i in range(len(self.split))])
+        return ops.reshape(y, self.shape)
+
+    def spread(self, ops: Any, row: Any) -> Any:
+        """A parameter `[R, C]` in the shape that broadcasts against x; None stays None."""
+        if row is None:
+            return None
+        return ops.reshape(
+            row, [size if i in self.axes else 1 for i, size in enumerate(self.shape)]
+        )
+
+    def _lay_out(self, ops: Any, x: Any, split: Sequence[Size], canonical: Sequence[Size]) -> Any:
+        if self.permutation is not None:
+            x = ops.transpose(ops.reshape(x, split), self.permutation)
+        return ops.reshape(x, canonical)
+
+
+def product(sizes: Any) -> Any:
+    """The product of sizes; 1 for none."""
+    result = 1
+    for size in sizes:
+        result = result * size
+    return result
+
+
+def resolve(axis: int | Sequence[int], rank: int, owner: str) -> tuple[int, ...]:
+    """The axes as ascending non-negative integers.
+
+    Raises:
+        ValueError: an axis is outside the rank or named twice, or the input has no dimension.
+    """
+    if rank < 1:
+        raise ValueError(f"{owner}: the input must have at least one dimension; got a scalar.")
+    given = (axis,) if isinstance(axis, int) else tuple(axis)
+    for one in given:
+        if not -rank <= one < rank:
+            raise ValueError(
+                f"{owner}: axis must be in [{-rank}, {rank - 1}]; got {one} for an input of "
+                f"rank {rank}."
+            )
+    axes = tuple(sorted(one % rank for one in given))
+    if len(set(axes)) != len(axes):
+        raise ValueError(
+            f"{owner}: axis must name each dimension once; got {list(given)} for an input of "
+            f"rank {rank}."
+        )
+    return axes
+
+
+def parameter_shape(shape: Sequence[Size], axes: Sequence[int]) -> tuple[Size, ...]:
+    """The shape of gamma, beta and the statistics: `(C,)` for one axis, else rank(x) with ones."""
+    if len(axes) == 1:
+        return (shape[axes[0]],)
+    return tuple(size if i in axes else 1 for i, size in enumerate(shape))
+
+
+def view(
+    shape: Sequence[Size],
+    axes: tuple[int, ...],
+    virtual_batch_size: Size | None = None,
+    groups: Size | None = None,
+) -> View:
+    """The view of an input of this shape.
+
+    Args:
+        shape: the input's sizes.
+        axes: ascending axes that keep their own statistics, from `resolve`.
+        virtual_batch_size: the size v of a ghost batch; None for one group. Group j holds the
+            samples j, j + groups, j + 2 * groups, ... as the originals do.
+        groups: how many ghost batches there are.
+    """
+    shape = tuple(shape)
+    kinds = ["feature" if i in axes else "reduced" for i in range(len(shape))]
+    split = shape
+    if virtual_batch_size is not None:
+        split = (virtual_batch_size, groups, *shape[1:])
+        kinds = ["reduced", "group", *kinds[1:]]
+    feature_runs = [kind for kind, _ in _runs(kinds, split) if kind == "feature"]
+    permutation = None
+    if len(feature_runs) > (2 if virtual_batch_size is None else 1):
+        front = [] if virtual_batch_size is None else [0, 1]  # v, then the groups
+        reduced = [i for i, kind in enumerate(kinds) if kind == "reduced" and i not in front]
+        features = [i for i, kind in enumerate(kinds) if kind == "feature"]
+        permutation = (*front, *reduced, *features)
+    canonical = _canonical(
+        [split[i] for i in permutation or range(len(split))],
+        [kinds[i] for i in permutation or range(len(kinds))],
+    )
+    return View(axes, shape, split, permutation, canonical, groups)
+
+
+def _runs(kinds: Sequence[str], sizes: Sequence[Size]) -> list[tuple[str, Size]]:
+    """Neighbours of one kind as one: [(kind, product of their sizes), ...]."""
+    runs: list[tuple[str, Size]] = []
+    for kind, size in zip(kinds, sizes, strict=True):
+        if runs and runs[-1][0] == kind:
+            runs[-1] = (kind, runs[-1][1] * size)
+        else:
+            runs.append((kind, size))
+    return runs
+
+
+def _canonical(sizes: list[Size], kinds: list[str]) -> tuple[Size, Size, Size, Size, Size]:
+    """Merges neighbours of one kind, then names the at most five runs A, G, B, C, D."""
+    runs = _runs(kinds, sizes)
+    kept = [i for i, (kind, _) in enumerate(runs) if kind != "reduced"]
+
+    def reduced(start: int, stop: int) -> Size:
+        return product(size for _, size in runs[start:stop])
+
+    if len(kept) == 1:
+        (c,) = kept
+        before, after = reduced(0, c), reduced(c + 1, len(runs))
+        if c == len(runs) - 1:  # nothing behind the channels: the rows are one contiguous run
+            return 1, 1, before, runs[c][1], 1
+        return before, 1, 1, runs[c][1], after
+    g, c = kept
+    return reduced(0, g), runs[g][1], reduced(g + 1, c), runs[c][1], reduced(c + 1, len(runs))

@@ -1,0 +1,344 @@
+"""Batch normalization in three steps, every mode: moments, correct, standardize.
+
+    moments      x, weights            -> mean, variance, count     big
+    correct      moments, state, mode  -> scale, offset, new state  vectors, tiny
+    standardize  x, mean, variance, scale, offset -> y              big
+
+`standardize` carries the total derivative, the path through mean and variance included, so that
+whatever `correct` does may be anything that is constant in x.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from batchnorm import _axes
+from batchnorm._correction import adjustment as adjustment_of
+from batchnorm._correction import compose, renorm_correction
+from batchnorm._moments import Moments
+from batchnorm._native import why_not
+from batchnorm._options import Options
+from batchnorm._statistics import State, initial_value, remember, state_names
+from batchnorm._weights import combined_weights, printable
+from batchnorm.backends import backend_of
+from batchnorm.backends.composite import statistics_dtype
+
+Tensor = Any
+
+
+def batch_norm(
+    x: Tensor,
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    *,
+    training: bool | Tensor = False,
+    mask: Tensor | None = None,
+    batch_weights: Tensor | None = None,
+    axis: int | Sequence[int] = -1,
+    momentum: float | Tensor = 0.99,
+    epsilon: float = 1e-3,
+    renorm: bool = False,
+    renorm_clipping: Mapping[str, Any] | None = None,
+    renorm_momentum: float | Tensor = 0.99,
+    fused: bool | None = None,
+    virtual_batch_size: int | None = None,
+    adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+    synchronized: bool | str = False,
+    unbiased_moving_variance: bool = False,
+    pooled_moving_variance: bool = False,
+    statistics: str = "auto",
+    update_statistics: bool | str = "auto",
+    on_nonfinite: str = "skip",
+    zero_debias: bool | str = False,
+) -> tuple[Tensor, State]:
+    """Normalizes x and returns it with the next state; nothing is changed in place.
+
+    Formula, per channel (and per ghost batch):
+        y = (x - mean) / sqrt(variance + epsilon) * scale + offset
+    with scale = gamma and offset = beta; renorm and `adjustment` change scale and offset only.
+
+    Shapes:
+        x: any rank >= 1. C is the product of its sizes on `axis`.
+        gamma, beta, statistics: `(C,)` for one axis; for several, rank(x) with 1 elsewhere.
+        mask, batch_weights: broadcast from the left to the dimensions that are not in `axis`
+            (`[batch]`, `[batch, time]`, ...), or rank(x) with 1 on `axis`.
+
+    Types: x is a TensorFlow, JAX or PyTorch tensor of float16, bfloat16, float32 or float64, and y
+    has its type. Moments, parameters and statistics are float32, or float64 for a float64 x.
+
+    Args:
+        parameters: `gamma` and `beta`; either may be missing.
+        state: what `batchnorm.init` returned, or a previous call. See `batchnorm._statistics`.
+        training: a bool, 0 or 1, or a boolean scalar tensor.
+        mask: False excludes a position from the statistics; it is still normalized. Excluded
+            values may be NaN: their output is `offset`.
+        batch_weights: weight 2 counts like the same value twice. Multiplied with `mask`.
+        axis: the dimension or dimensions that keep their own statistics.
+        momentum: the share of the old moving statistics that a step keeps, in [0, 1].
+        epsilon: added to the variance. With 0, a constant channel gives y = offset.
+        renorm: batch renormalization: r and d pull the batch statistics to running ones.
+        renorm_clipping: bounds `rmax`, `rmin`, `dmax`: numbers, tensors, or functions of the step
+            (`num_updates`, as a float scalar), such as a Keras learning-rate schedule.
+        renorm_momentum: `momentum` of renorm's own running statistics.
+        fused: None takes the fastest path that is right, True insists on a native kernel, False
+            takes the composite path, whose derivatives of every order are exact.
+        virtual_batch_size: normalize ghost batches of this size on their own, in training only.
+            Group j of n holds the samples j, j + n, j + 2n, ...
+        adjustment: a function of x's shape that returns (scale, bias), applied after renorm and
+            before gamma and beta, with batch statistics only. Any shape that broadcasts to x.
+        synchronized: take statistics over all replicas.
+        unbiased_moving_variance: remember variance * N / (N - 1), as torch does.
+        pooled_moving_variance: with ghost batches, remember the variance of the whole batch
+            instead of the average over the groups.
+        statistics: what normalizes: "batch", "moving", or "auto" (the batch in training).
+        update_statistics: whether this call changes the state: True, False, or "auto" (in
+            training).
+        on_nonfinite: what a channel with NaN or infinite moments does to its state: "skip" leaves
+            it alone, "propagate" writes it, "raise" raises.
+        zero_debias: "mean" (or True) removes the initial value from the moving mean, "both" from
+            the variance too.
+
+    Returns:
+        y, of x's shape and type, and the new state with the keys of `state`.
+
+    Edge cases: a channel without values (empty batch, all masked, weights of total 0) is
+    normalized with its moving statistics and keeps its state.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it must be.
+        FloatingPointError: `on_nonfinite="raise"` met a non-finite moment.
+
+    References: Ioffe & Szegedy 2015, algorithms 1 and 2; Ioffe 2017, algorithm 1 (renorm);
+    Hoffer, Hubara & Soudry 2017, algorithm 1 (ghost batches).
+    """
+    options = Options(
+        axis=axis,
+        momentum=momentum,
+        epsilon=epsilon,
+        renorm=renorm,
+        renorm_clipping=renorm_clipping,
+        renorm_momentum=renorm_momentum,
+        fused=fused,
+        virtual_batch_size=virtual_batch_size,
+        adjustment=adjustment,
+        synchronized=synchronized,
+        unbiased_moving_variance=unbiased_moving_variance,
+        pooled_moving_variance=pooled_moving_variance,
+        statistics=statistics,
+        update_statistics=update_statistics,
+        on_nonfinite=on_nonfinite,
+        zero_debias=zero_debias,
+    )
+    return normalize(options, x, parameters, state, training, mask, batch_weights)
+
+
+# Tells TensorFlow's AutoGraph to call this as it stands: nothing in it branches on a tensor.
+batch_norm.autograph_info__ = {}  # type: ignore[attr-defined]
+
+
+def init(
+    x: Tensor,
+    *,
+    axis: int | Sequence[int] = -1,
+    center: bool = True,
+    scale: bool = True,
+    renorm: bool = False,
+    zero_debias: bool | str = False,
+) -> tuple[dict[str, Tensor], State]:
+    """Parameters and state to start `batch_norm` with, for inputs like x.
+
+    Returns:
+        `{"gamma": ones, "beta": zeros}` (without the one that `scale` or `center` turns off), and
+        the state: means 0, variances 1, counters 0. Float32, or float64 for a float64 x.
+
+    Raises:
+        TypeError, ValueError: x or an argument is not what it must be.
+    """
+    options = Options(axis=axis, renorm=renorm, zero_debias=zero_debias, owner="init")
+    ops = backend_of(x)
+    shape = ops.shape(x)
+    vector = _axes.parameter_shape(shape, _axes.resolve(options.axis, len(shape), options.owner))
+    dtype = _statistics_dtype(ops, x, options.owner)
+    parameters = {}
+    if scale:
+        parameters["gamma"] = ops.full(vector, 1.0, dtype, x)
+    if center:
+        parameters["beta"] = ops.full(vector, 0.0, dtype, x)
+    state = {name: ops.full(vector, initial_value(name), dtype, x) for name in state_names(options)}
+    state["num_updates"] = ops.full((), 0, "int32", x)
+    state["skipped_updates"] = ops.full(vector, 0, "int32", x)
+    return parameters, state
+
+
+def _statistics_dtype(ops: Any, x: Tensor, owner: str) -> str:
+    if ops.dtype(x) not in ("float16", "bfloat16", "float32", "float64"):
+        raise TypeError(
+            f"{owner}: x must be float16, bfloat16, float32 or float64; got {ops.dtype(x)}. Cast "
+            "it first."
+        )
+    return statistics_dtype(ops.dtype(x))
+
+
+def normalize(
+    options: Options,
+    x: Tensor,
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    training: bool | Tensor = False,
+    mask: Tensor | None = None,
+    batch_weights: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """`batch_norm` with options that were checked before: what layers call."""
+    ops = backend_of(x)
+    dtype = _statistics_dtype(ops, x, options.owner)
+    training = _resolve_training(ops, training, options.owner)
+    batch = {"auto": training, "batch": True, "moving": False}[options.statistics]
+    update = training if options.update_statistics == "auto" else options.update_statistics
+    if options.fused and (reason := why_not()):
+        raise ValueError(f"{options.owner}: fused must be None or False here; got True. {reason}")
+    if options.synchronized:
+        ops.check_one_replica(options.owner)
+
+    view = _view(ops, options, x, batch, update)
+    _check_vectors(ops, options, view, parameters, state)
+    gamma, beta = (
+        None if parameters.get(name) is None else _row(ops, view, parameters[name], dtype)
+        for name in ("gamma", "beta")
+    )
+    old = {name: _row(ops, view, ops.stop_gradient(state[name]), dtype) for name in state}
+    weights = combined_weights(ops, options.owner, view, x, dtype, mask, batch_weights)
+    values = view.apply(ops, x)
+    if batch is not False or update is not False:
+        measured = ops.moments(values, weights)
+
+    if batch is False:
+        used = Moments(old["moving_mean"], None, old["moving_variance"], None)
+        y = ops.standardize(values, used, gamma, beta, options.epsilon, weights, False)
+        y = view.undo(ops, y)
+    else:
+        live = _live(ops, view, measured, weights, batch)
+        used = _select(ops, live, measured, old)
+        affine = renorm_correction(ops, options, old, _constant(ops, measured), live)
+        adjusted = adjustment_of(ops, options, view, x, dtype, live, batch)
+        if adjusted.varies:  # along reduced dimensions too, where no vector can hold it
+            y = ops.standardize(values, used, *affine, options.epsilon, weights, live)
+            affine = compose(adjusted.pair, (view.spread(ops, gamma), view.spread(ops, beta)))
+            y = ops.affine(view.undo(ops, y), *affine)
+        else:
+            affine = compose(compose(affine, adjusted.pair), (gamma, beta))
+            y = ops.standardize(values, used, *affine, options.epsilon, weights, live)
+            y = view.undo(ops, y)
+
+    if update is False:
+        return y, dict(state)
+    new = remember(ops, options, old, _constant(ops, measured), update, view.groups is not None)
+    return y, {
+        name: ops.cast(ops.reshape(new[name], ops.shape(state[name])), ops.dtype(state[name]))
+        for name in state
+    }
+
+
+def _resolve_training(ops: Any, training: Any, owner: str) -> bool | Tensor:
+    """True, False, or a boolean scalar tensor that is not known yet."""
+    rule = f"{owner}: training must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
+    if training is None:
+        return False
+    if isinstance(training, numbers.Integral):  # bool is one
+        if training not in (0, 1):
+            raise ValueError(rule)
+        return bool(training)
+    if not ops.is_tensor(training) and not hasattr(training, "__array__"):
+        raise TypeError(rule)
+    return ops.concrete_bool(training)
+
+
+def _view(
+    ops: Any, options: Options, x: Tensor, batch: bool | Tensor, update: bool | Tensor
+) -> _axes.View:
+    shape = ops.shape(x)
+    axes = _axes.resolve(options.axis, len(shape), options.owner)
+    options.check_axes(axes)
+    for axis in axes:
+        if ops.is_tensor(shape[axis]):
+            raise ValueError(
+                f"{options.owner}: the input must have a known size on axis {axis}; got an "
+                "unknown one. Set its static shape."
+            )
+    size = options.virtual_batch_size
+    if size is None or (batch is False and update is False):
+        return _axes.view(shape, axes)
+    samples = shape[0]
+    rule = f"{options.owner}: virtual_batch_size must divide the batch in training; got {size}"
+    if not ops.is_tensor(samples):
+        if samples % size != 0:
+            raise ValueError(f"{rule} for a batch of {samples}. Drop or pad the last batch.")
+        return _axes.view(shape, axes, size, samples // size)
+    if not ops.is_tensor(batch):
+        divides = samples % size == 0
+        message = f"{rule} for a batch of another size. Drop or pad the last batch."
+        samples = ops.check(divides, ValueError, message, samples)
+        return _axes.view(shape, axes, size, samples // size)
+    # Only known at run time whether to group, and inference takes any batch: as one group.
+    groups = ops.maximum(ops.where(batch, samples // size, 1), 1)
+    return _axes.view(shape, axes, samples // groups, groups)
+
+
+def _check_vectors(
+    ops: Any, options: Options, view: _axes.View, parameters: Any, state: Any
+) -> None:
+    if unknown := sorted(set(parameters) - {"gamma", "beta"}):
+        raise ValueError(
+            f"{options.owner}: parameters must have no other keys than gamma and beta; "
+            f"got {unknown}."
+        )
+    needed = state_names(options)
+    if missing := [name for name in needed if name not in state]:
+        raise ValueError(
+            f"{options.owner}: state must hold {', '.join(needed)}; got no {', '.join(missing)}. "
+            "Start from batchnorm.init with the same axis, renorm and zero_debias."
+        )
+    for name, vector in (*parameters.items(), *state.items()):
+        if vector is None or name == "num_updates":
+            continue
+        shape = tuple(ops.shape(vector))
+        if _axes.product(shape) != view.features:
+            expected = tuple(_axes.parameter_shape(view.shape, view.axes))
+            raise ValueError(
+                f"{options.owner}: {name} must have the shape {expected}; got {shape} for an "
+                f"input of shape {printable(ops, view.shape)} and axis {options.axis!r}."
+            )
+
+
+def _row(ops: Any, view: _axes.View, vector: Tensor, dtype: str) -> Tensor:
+    """A parameter or statistic as `[R, C]`, a counter too; the number of updates is a scalar."""
+    if ops.dtype(vector).startswith("int"):
+        dtype = ops.dtype(vector)
+    shape = view.row_shape if ops.shape(vector) else ()
+    return ops.cast(ops.reshape(vector, shape), dtype)
+
+
+def _live(
+    ops: Any, view: _axes.View, measured: Moments, weights: Tensor | None, batch: bool | Tensor
+) -> bool | Tensor:
+    """Which groups the batch normalizes (`[G, 1]`); the others take the moving statistics."""
+    values = view.values_per_group
+    if batch is True and weights is None and not ops.is_tensor(values) and values > 0:
+        return True
+    return (measured.count != 0) & batch
+
+
+def _select(ops: Any, live: bool | Tensor, measured: Moments, state: State) -> Moments:
+    if live is True:
+        return measured
+    return Moments(
+        ops.where(live, measured.mean, state["moving_mean"]),
+        ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
+        ops.where(live, measured.variance, state["moving_variance"]),
+        measured.count,
+    )
+
+
+def _constant(ops: Any, moments: Moments) -> Moments:
+    return Moments(*(ops.stop_gradient(part) for part in moments))

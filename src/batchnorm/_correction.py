@@ -1,0 +1,147 @@
+"""The middle step: what renorm and `adjustment` do to the scale and the offset.
+
+Everything here is a vector of length C per group, or as small as the user made it.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, NamedTuple
+
+from batchnorm._axes import View
+from batchnorm._moments import Moments
+from batchnorm._options import CLIPPING_KEYS, Options
+from batchnorm._statistics import State
+
+Tensor = Any
+Affine = tuple[Tensor | None, Tensor | None]  # scale and offset; None for 1 and 0
+
+
+class Adjustment(NamedTuple):
+    """The pair that `adjustment` returned; `[G or R, C]` unless it varies, then as given."""
+
+    pair: Affine
+    varies: bool
+
+
+def compose(inner: Affine, outer: Affine) -> Affine:
+    """The affine map `u -> outer(inner(u))`."""
+    (scale, offset), (outer_scale, outer_offset) = inner, outer
+    if outer_scale is not None:
+        scale = outer_scale if scale is None else scale * outer_scale
+        offset = None if offset is None else offset * outer_scale
+    if outer_offset is not None:
+        offset = outer_offset if offset is None else offset + outer_offset
+    return scale, offset
+
+
+def renorm_correction(
+    ops: Any, options: Options, state: State, moments: Moments, live: bool | Tensor
+) -> Affine:
+    """r and d, constant in x; (None, None) without renorm.
+
+    Formula, with s = max(renorm_stddev, sqrt(epsilon)):
+        r = clip(sqrt(variance + epsilon) / s, rmin, rmax)
+        d = clip((mean - renorm_mean) / s, -dmax, dmax)
+
+    Reference: Ioffe 2017, algorithm 1.
+    """
+    if not options.renorm:
+        return None, None
+    epsilon = options.epsilon
+    reference = ops.maximum(state["renorm_stddev"], epsilon**0.5)
+    r = ops.sqrt(moments.variance + epsilon) / reference
+    d = ((moments.mean - state["renorm_mean"]) + moments.remainder) / reference
+    bounds = _clipping(ops, options, state)
+    if "rmin" in bounds:
+        r = ops.maximum(r, bounds["rmin"])
+    if "rmax" in bounds:
+        r = ops.minimum(r, bounds["rmax"])
+    if "dmax" in bounds:
+        d = ops.minimum(ops.maximum(d, -bounds["dmax"]), bounds["dmax"])
+    if live is not True:
+        r, d = ops.where(live, r, ops.ones_like(r)), ops.where(live, d, ops.zeros_like(d))
+    return ops.stop_gradient(r), ops.stop_gradient(d)
+
+
+def _clipping(ops: Any, options: Options, state: State) -> dict[str, Any]:
+    """The bounds of this step: numbers, or tensors that broadcast to `[G, C]`."""
+    bounds = {}
+    like = state["renorm_mean"]
+    for name in CLIPPING_KEYS:
+        value = (options.renorm_clipping or {}).get(name)
+        if value is None:
+            continue
+        if callable(value) and not ops.is_tensor(value):
+            if "num_updates" not in state:
+                raise ValueError(
+                    f"{options.owner}: state must hold num_updates for a renorm_clipping that is "
+                    "a function of the step; got none. Start from batchnorm.init."
+                )
+            value = value(ops.cast(state["num_updates"], ops.dtype(like)))
+        if not isinstance(value, numbers.Real):
+            value = ops.cast(ops.asarray(value, like), ops.dtype(like))
+            if ops.shape(value):
+                value = ops.reshape(value, ops.shape(like))
+        bounds[name] = value
+    return bounds
+
+
+def adjustment(
+    ops: Any,
+    options: Options,
+    view: View,
+    x: Tensor,
+    dtype: str,
+    live: bool | Tensor,
+    batch: bool | Tensor,
+) -> Adjustment:
+    """What the user's `adjustment` returns for x, and 1 and 0 where the batch does not normalize.
+
+    Raises:
+        ValueError: it returned anything but two values that broadcast to x.
+    """
+    if options.adjustment is None:
+        return Adjustment((None, None), False)
+    returned = options.adjustment(ops.runtime_shape(x))
+    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+        raise ValueError(
+            f"{options.owner}: adjustment must return (scale, bias); got {returned!r}."
+        )
+    pair = [ops.cast(ops.asarray(one, x), dtype) for one in returned]
+    shapes = [_shape_against(ops, options, view, one) for one in pair]
+    varies = any(
+        ops.is_tensor(size) or size != 1
+        for shape in shapes
+        for i, size in enumerate(shape)
+        if i not in view.axes
+    )
+    if not varies:
+        full = [size if i in view.axes else 1 for i, size in enumerate(view.shape)]
+        pair = [
+            ops.reshape(ops.broadcast_to(ops.reshape(one, shape), full), view.row_shape)
+            for one, shape in zip(pair, shapes, strict=True)
+        ]
+    chosen = batch if varies else live
+    if chosen is not True:
+        scale, bias = pair
+        pair = [
+            ops.where(chosen, scale, ops.ones_like(scale)),
+            ops.where(chosen, bias, ops.zeros_like(bias)),
+        ]
+    return Adjustment((pair[0], pair[1]), varies)
+
+
+def _shape_against(ops: Any, options: Options, view: View, value: Tensor) -> list[Any]:
+    """The value's shape, with ones in front up to rank(x)."""
+    given = ops.shape(value)
+    shape = [1] * (len(view.shape) - len(given)) + list(given)
+    if len(shape) != len(view.shape) or any(
+        not ops.is_tensor(size) and not ops.is_tensor(of) and size not in (1, of)
+        for size, of in zip(shape, view.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{options.owner}: adjustment must return values that broadcast to the input's shape "
+            f"{tuple(view.shape)}; got one of shape {tuple(given)}."
+        )
+    return shape

@@ -1,0 +1,67 @@
+"""Moments, and the one way to merge them: groups, replicas and batches all go through here."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Tensor = Any
+
+
+class Moments(NamedTuple):
+    """Mean, biased variance and count of each channel of each group.
+
+    Shapes: `[G, C]`; `count` is `[G, 1]` (it does not depend on the channel).
+
+    The mean is the unevaluated sum `mean + remainder`: at |mean| / stddev = 1e5, float32 alone
+    would lose 1e-2 standard deviations. `remainder` is None where there is nothing to carry.
+    `count` is the number of values, or the sum of their weights. A group without values has
+    mean 0, variance 0, count 0.
+    """
+
+    mean: Tensor
+    remainder: Tensor | None
+    variance: Tensor
+    count: Tensor
+
+
+def average(ops: Any, moments: Moments) -> Moments:
+    """One row from many: means of the groups' means and variances, weighted by their counts.
+
+    Shapes: `[G, C]` -> `[1, C]`. The spread *between* the groups is left out, as in the originals
+    (semantics.md section 6.3); see `merge` for the variance of everything.
+    """
+    return _combine(ops, moments, between=False)
+
+
+def merge(ops: Any, moments: Moments) -> Moments:
+    """One row from many: the moments of all values together.
+
+    Shapes: `[G, C]` -> `[1, C]`.
+    Reference: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for
+    computing sample variances", equation 2.1, for any number of groups at once.
+    """
+    return _combine(ops, moments, between=True)
+
+
+def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
+    mean, remainder, variance, count = moments
+    total = ops.sum(count, 0)  # [1, 1]
+    share = count / ops.where(total == 0, ops.ones_like(total), total)
+    # relative to a rounded mean, so that a large common offset cancels before anything is squared
+    origin = ops.sum(share * mean, 0)
+    shift = mean - origin
+    if remainder is not None:
+        shift = shift + remainder
+    delta = ops.sum(share * shift, 0)
+    pooled = ops.sum(share * variance, 0)
+    if between:
+        pooled = pooled + ops.sum(share * (shift - delta) * (shift - delta), 0)
+    return Moments(origin, delta, pooled, total)
+
+
+def unbiased(ops: Any, moments: Moments) -> Moments:
+    """The moments with the variance divided by N - 1 instead of N (unchanged up to N = 1)."""
+    count = moments.count
+    one = ops.ones_like(count)
+    factor = ops.where(count > 1, count / ops.where(count > 1, count - 1, one), one)
+    return moments._replace(variance=moments.variance * factor)

@@ -1,0 +1,159 @@
+"""Everything about a batch normalization that does not change from call to call, checked once."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CLIPPING_KEYS = ("rmax", "rmin", "dmax")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The static side of `batchnorm.batch_norm`, which documents each of them.
+
+    `owner` names who speaks in error messages: the function, or a layer's class and name.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range, or two of them exclude each other.
+    """
+
+    axis: int | Sequence[int] = -1
+    momentum: Any = 0.99
+    epsilon: float = 1e-3
+    renorm: bool = False
+    renorm_clipping: Mapping[str, Any] | None = None
+    renorm_momentum: Any = 0.99
+    fused: bool | None = None
+    virtual_batch_size: int | None = None
+    adjustment: Callable[[Any], tuple[Any, Any]] | None = None
+    synchronized: bool | str = False
+    unbiased_moving_variance: bool = False
+    pooled_moving_variance: bool = False
+    statistics: str = "auto"
+    update_statistics: bool | str = "auto"
+    on_nonfinite: str = "skip"
+    zero_debias: bool | str = False
+    owner: str = field(default="batch_norm", compare=False)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__  # the dataclass is frozen for everybody else
+        set_(self, "axis", self._checked_axis())
+        self._check_unit_interval("momentum", self.momentum)
+        self._check_unit_interval("renorm_momentum", self.renorm_momentum)
+        self._check_epsilon()
+        self._check_clipping()
+        for name in ("renorm", "unbiased_moving_variance", "pooled_moving_variance"):
+            self._check_choice(name, getattr(self, name), (True, False))
+        self._check_choice("fused", self.fused, (None, True, False))
+        self._check_choice("statistics", self.statistics, ("auto", "batch", "moving"))
+        self._check_choice("update_statistics", self.update_statistics, ("auto", True, False))
+        self._check_choice("on_nonfinite", self.on_nonfinite, ("skip", "propagate", "raise"))
+        self._check_choice("zero_debias", self.zero_debias, (False, True, "mean", "both"))
+        set_(self, "zero_debias", "mean" if self.zero_debias is True else self.zero_debias)
+        set_(self, "virtual_batch_size", self._checked_virtual_batch_size())
+        if self.adjustment is not None and not callable(self.adjustment):
+            raise TypeError(
+                f"{self.owner}: adjustment must be a function of the input's shape that returns "
+                f"(scale, bias); got {self.adjustment!r}."
+            )
+
+    def _checked_axis(self) -> int | tuple[int, ...]:
+        axis: Any = self.axis
+        many = isinstance(axis, Sequence) and not isinstance(axis, str)
+        given = list(axis) if many else [axis]
+        axes = []
+        for one in given:
+            try:
+                if isinstance(one, bool):
+                    raise TypeError
+                axes.append(operator.index(one))
+            except TypeError:
+                raise TypeError(
+                    f"{self.owner}: axis must be an integer or a list of integers; got {axis!r}."
+                ) from None
+        if not axes:
+            raise ValueError(f"{self.owner}: axis must name at least one dimension; got {axis!r}.")
+        return tuple(axes) if many else axes[0]
+
+    def _check_unit_interval(self, name: str, value: Any) -> None:
+        if value is None or isinstance(value, (str, bool)):
+            raise TypeError(f"{self.owner}: {name} must be a number in [0, 1]; got {value!r}.")
+        if isinstance(value, numbers.Real) and not 0 <= float(value) <= 1:
+            raise ValueError(
+                f"{self.owner}: {name} must be in [0, 1]: the share of the old value that a step "
+                f"keeps; got {value}."
+            )
+
+    def _check_epsilon(self) -> None:
+        epsilon: Any = self.epsilon
+        if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
+            raise TypeError(f"{self.owner}: epsilon must be a number >= 0; got {epsilon!r}.")
+        if not 0 <= float(epsilon) < math.inf:
+            raise ValueError(f"{self.owner}: epsilon must be a number >= 0; got {epsilon}.")
+
+    def _check_choice(self, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+        # by type too: 1 == True, but it is not what the user was asked for
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            choices = ", ".join(repr(one) for one in allowed)
+            raise ValueError(f"{self.owner}: {name} must be one of {choices}; got {value!r}.")
+
+    def _check_clipping(self) -> None:
+        clipping = self.renorm_clipping
+        if clipping is None:
+            return
+        if not isinstance(clipping, Mapping):
+            raise TypeError(
+                f"{self.owner}: renorm_clipping must be a dictionary with the keys rmax, rmin, "
+                f"dmax; got {clipping!r}."
+            )
+        if unknown := sorted(set(clipping) - set(CLIPPING_KEYS), key=str):
+            raise ValueError(
+                f"{self.owner}: renorm_clipping must have no other keys than rmax, rmin, dmax; "
+                f"got {unknown}."
+            )
+        static = {k: v for k, v in clipping.items() if isinstance(v, numbers.Real)}
+        if any(math.isnan(value) for value in static.values()):
+            raise ValueError(f"{self.owner}: renorm_clipping must hold no NaN; got {clipping!r}.")
+        if "rmin" in static and "rmax" in static and static["rmin"] > static["rmax"]:
+            raise ValueError(
+                f"{self.owner}: renorm_clipping must have rmin <= rmax; got rmin={static['rmin']}, "
+                f"rmax={static['rmax']}."
+            )
+        if static.get("dmax", 0) < 0:
+            raise ValueError(
+                f"{self.owner}: renorm_clipping must have dmax >= 0; got dmax={static['dmax']}."
+            )
+
+    def _checked_virtual_batch_size(self) -> int | None:
+        size = self.virtual_batch_size
+        if size is None:
+            return None
+        try:
+            if isinstance(size, bool):
+                raise TypeError
+            size = operator.index(size)
+        except TypeError:
+            raise TypeError(
+                f"{self.owner}: virtual_batch_size must be a positive integer or None; "
+                f"got {size!r}."
+            ) from None
+        if size < 1:
+            raise ValueError(
+                f"{self.owner}: virtual_batch_size must be a positive integer or None; got {size}."
+            )
+        return size
+
+    def check_axes(self, axes: tuple[int, ...]) -> None:
+        """Refuses what only the input's rank can tell, once `axes` are resolved."""
+        if self.virtual_batch_size is not None and 0 in axes:
+            raise ValueError(
+                f"{self.owner}: axis must not contain the batch dimension 0 with "
+                f"virtual_batch_size={self.virtual_batch_size}; got {self.axis!r}. A ghost batch "
+                "is a part of the batch."
+            )

@@ -1,0 +1,161 @@
+"""What is remembered: moving averages, zero-debiasing, the renorm state, and what guards them.
+
+State is a dictionary. Every vector has the shape of the parameters (one axis: `(C,)`).
+
+    moving_mean, moving_variance               always
+    moving_stddev, renorm_mean, renorm_stddev  with renorm
+    biased_mean, local_step                    with zero_debias
+    biased_variance (renorm: biased_stddev)    with zero_debias="both"
+    num_updates, skipped_updates               optional bookkeeping, int32: updates so far, and how
+                                               many of them each channel refused
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchnorm._moments import Moments, average, merge, unbiased
+from batchnorm._options import Options
+
+Tensor = Any
+State = dict[str, Tensor]
+
+
+def state_names(options: Options) -> tuple[str, ...]:
+    """The names of the statistics that these options remember, in the order of Keras' weights."""
+    names = ["moving_mean", "moving_variance"]
+    if options.renorm:
+        names += ["moving_stddev", "renorm_mean", "renorm_stddev"]
+    if options.zero_debias:
+        names += ["biased_mean", "local_step"]
+    if options.zero_debias == "both":
+        names.append("biased_stddev" if options.renorm else "biased_variance")
+    return tuple(names)
+
+
+def initial_value(name: str) -> float:
+    """What a statistic is before the first batch: 1 for variances and deviations, else 0."""
+    return 1.0 if name in ("moving_variance", "moving_stddev", "renorm_stddev") else 0.0
+
+
+def remember(
+    ops: Any, options: Options, state: State, moments: Moments, update: bool | Tensor, grouped: bool
+) -> State:
+    """The state after a batch.
+
+    A channel whose moments are not finite, whose variance is negative, or that saw no values
+    keeps its state bit for bit, and `skipped_updates` counts it: one bad batch must not spoil a
+    model for ever (keras-team/keras#9646, pytorch/pytorch#1206).
+
+    Shapes: moments `[G, C]`, with `grouped` one row per ghost batch; state and result `[R, C]`.
+
+    Args:
+        update: True, or a boolean scalar tensor that decides at run time.
+
+    Raises:
+        FloatingPointError: `on_nonfinite="raise"` and a moment is not finite.
+    """
+    biased, moments = _remembered(ops, options, moments, grouped)
+    mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
+    filled = moments.count != 0
+    finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
+    usable = filled & finite & (moments.variance >= 0)
+    if options.on_nonfinite == "raise":
+        mean = ops.check(
+            ops.all(finite | ~(filled & update)),
+            FloatingPointError,
+            f"{options.owner}: the batch must have a finite mean and variance; got NaN or infinity "
+            'in at least one channel. Clean the input, or use on_nonfinite="skip" to leave such '
+            "channels out of the moving statistics.",
+            mean,
+        )
+    elif options.on_nonfinite == "propagate":
+        usable = filled
+    new = _averages(ops, options, state, mean, (biased.variance, moments.variance))
+    result = dict(state)
+    for name, value in new.items():
+        result[name] = ops.where(usable & update, value, state[name])
+    one = ops.cast(update, "int32") if update is not True else 1
+    if "num_updates" in state:
+        result["num_updates"] = state["num_updates"] + one
+    if "skipped_updates" in state:
+        result["skipped_updates"] = state["skipped_updates"] + one * ops.cast(~usable, "int32")
+    return result
+
+
+def _remembered(
+    ops: Any, options: Options, moments: Moments, grouped: bool
+) -> tuple[Moments, Moments]:
+    """One row of moments from all ghost batches: with the biased variance, and the one to keep."""
+    correct = unbiased if options.unbiased_moving_variance else lambda ops, moments: moments
+    if not grouped:
+        return moments, correct(ops, moments)
+    if options.pooled_moving_variance:
+        biased = merge(ops, moments)
+        return biased, correct(ops, biased)
+    return average(ops, moments), average(ops, correct(ops, moments))
+
+
+def _averages(
+    ops: Any,
+    options: Options,
+    state: State,
+    mean: Tensor,
+    biased_variance: Tensor,
+    variance: Tensor,
+) -> State:
+    """The moving averages, one step on."""
+    new: State = {}
+    if options.zero_debias:
+        new["local_step"] = state["local_step"] + 1
+
+    def track(name: str, value: Tensor, old: Tensor, debias: bool) -> None:
+        if not debias:
+            new[f"moving_{name}"] = _moved(old, value, options.momentum)
+            return
+        biased = _moved(state[f"biased_{name}"], value, options.momentum)
+        new[f"biased_{name}"] = biased
+        new[f"moving_{name}"] = _debiased(ops, biased, new["local_step"], options.momentum, old)
+
+    track("mean", mean, state["moving_mean"], bool(options.zero_debias))
+    if not options.renorm:
+        track("variance", variance, state["moving_variance"], options.zero_debias == "both")
+        return new
+    deviation = ops.sqrt(biased_variance + options.epsilon)
+    for name, value in (("renorm_mean", mean), ("renorm_stddev", deviation)):
+        new[name] = _moved(state[name], value, options.renorm_momentum)
+    stddev = ops.sqrt(variance + options.epsilon)
+    old = _agreeing_stddev(ops, state, options.epsilon)
+    track("stddev", stddev, old, options.zero_debias == "both")
+    square = new["moving_stddev"] * new["moving_stddev"]
+    new["moving_variance"] = ops.maximum(square - options.epsilon, 0.0)
+    return new
+
+
+def _moved(old: Tensor, value: Tensor, momentum: Any) -> Tensor:
+    # old + (1 - m) * (value - old) would be off by a rounding where m is 0 or 1
+    return momentum * old + (1 - momentum) * value
+
+
+def _debiased(ops: Any, biased: Tensor, step: Tensor, momentum: Any, old: Tensor) -> Tensor:
+    """An average that started at 0, divided by the weight of what it has seen: 1 - m^step.
+
+    Reference: Kingma & Ba 2015, "Adam", section 3. With momentum 1 nothing is ever seen.
+    """
+    seen = 1 - momentum**step
+    some = seen > 0
+    return ops.where(some, biased / ops.where(some, seen, ops.ones_like(seen)), old)
+
+
+def _agreeing_stddev(ops: Any, state: State, epsilon: float) -> Tensor:
+    """`moving_stddev`, unless someone assigned `moving_variance` since: then what follows from it.
+
+    The originals recompute the variance from the deviation and so undo the assignment (D18). They
+    agree after a step (variance = max(stddev^2 - epsilon, 0)) and at the start (stddev^2).
+    """
+    stddev, variance = state["moving_stddev"], state["moving_variance"]
+    square = stddev * stddev
+    slack = 1e-5 * square
+    after_step = abs(variance - ops.maximum(square - epsilon, 0.0)) <= slack
+    at_start = abs(variance - square) <= slack
+    return ops.where(after_step | at_start, stddev, ops.sqrt(variance + epsilon))

@@ -1,0 +1,40 @@
+"""One file per framework: a few array operations, and the two big steps.
+
+Every file here defines the same functions with the same signatures (tests/backends holds them to
+it); `composite.py` writes the big steps in terms of the small ones. The core picks a backend from
+the tensor it is given, so that one process can use all three frameworks.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+def backend_of(x: Any) -> ModuleType:
+    """The backend whose tensor x is.
+
+    Raises:
+        TypeError: x is not a tensor of a supported framework.
+    """
+    # A framework that was never imported cannot have made x, so none is imported here.
+    loaded = sys.modules
+    if "torch" in loaded and isinstance(x, loaded["torch"].Tensor):
+        from batchnorm.backends import torch
+
+        return torch
+    if "jax" in loaded and isinstance(x, loaded["jax"].Array):
+        from batchnorm.backends import jax
+
+        return jax
+    if "tensorflow" in loaded:
+        from batchnorm.backends import tensorflow
+
+        if tensorflow.is_tensor(x):
+            return tensorflow
+    kind = f"{type(x).__module__}.{type(x).__qualname__}"
+    raise TypeError(
+        f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
+        "for example with jax.numpy.asarray."
+    )

@@ -1,0 +1,114 @@
+"""The two big steps in terms of a framework's array operations.
+
+Differentiable as they stand, to any order: nothing on the way from x to y is cut off (the originals
+stop the gradient at the mean and get second derivatives wrong, D31). Only constants that cancel,
+such as the shift, are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchnorm._moments import Moments
+
+Tensor = Any
+
+REDUCED = (0, 2, 4)
+
+
+def statistics_dtype(dtype: str) -> str:
+    """The type of moments and statistics for an input's: float32, or float64 for float64."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def moments(ops: Any, x: Tensor, weights: Tensor | None) -> Moments:
+    """Mean, biased variance and count per group and channel, accurate at any offset.
+
+    Formula: with a shift near the mean, mean = shift + E[x - shift] and
+    variance = E[(x - mean)^2]; the variance gets one correction step, v + E[(x - mean)^2 - v],
+    because some frameworks add a million float32 numbers one after the other.
+
+    Shapes: x `[A, G, B, C, D]`, weights `[A, G or 1, B, 1, D]` -> `[G, C]`, count `[G or 1, 1]`.
+    """
+    a, g, b, c, d = ops.shape(x)
+    dtype = statistics_dtype(ops.dtype(x))
+    x = ops.cast(x, dtype)
+    if weights is None:
+        total = ops.full((1, 1, 1, 1, 1), a * b * d, dtype, x)
+    else:
+        x = ops.where(weights != 0, x, ops.zeros_like(x))  # NaN where nothing counts must not
+        total = ops.pin(ops.wide_sum(weights, REDUCED), dtype)
+    divisor = ops.where(total == 0, ops.ones_like(total), total)
+
+    def mean_of(values: Tensor) -> Tensor:
+        return ops.sum(values if weights is None else weights * values, REDUCED) / divisor
+
+    rough_sum = ops.wide_sum(x if weights is None else weights * x, REDUCED)
+    shift = ops.stop_gradient(ops.pin(rough_sum / ops.cast(divisor, ops.dtype(rough_sum)), dtype))
+    shifted = x - shift
+    remainder = mean_of(shifted)
+    squares = (shifted - remainder) * (shifted - remainder)
+    rough = ops.stop_gradient(mean_of(squares))
+    variance = rough + mean_of(squares - rough)
+    rows = 1 if weights is None else ops.shape(weights)[1]
+    return Moments(
+        mean=ops.reshape(shift, (g, c)),
+        remainder=ops.reshape(remainder, (g, c)),
+        variance=ops.reshape(variance, (g, c)),
+        count=ops.reshape(total, (rows, 1)),
+    )
+
+
+def standardize(
+    ops: Any,
+    x: Tensor,
+    moments: Moments,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    epsilon: float,
+    weights: Tensor | None,
+) -> Tensor:
+    """y = (x - mean) / sqrt(variance + epsilon) * scale + offset, in x's type.
+
+    Edge cases: variance + epsilon = 0 gives y = offset (D33). Where the weight is 0 and x is not
+    finite, y = offset, and no gradient passes.
+
+    Shapes: x `[A, G, B, C, D]`; vectors `[G or 1, C]`; weights `[A, G or 1, B, 1, D]`.
+    """
+
+    def spread(vector: Tensor) -> Tensor:
+        rows, columns = ops.shape(vector)
+        return ops.reshape(vector, (1, rows, 1, columns, 1))
+
+    wide = ops.cast(x, statistics_dtype(ops.dtype(x)))
+    centered = wide - spread(moments.mean)
+    if moments.remainder is not None:
+        centered = centered - spread(moments.remainder)
+    if weights is not None:
+        excluded = (weights == 0) & ~ops.isfinite(wide)
+        centered = ops.where(excluded, ops.zeros_like(centered), centered)
+    factor = inverse_stddev(ops, moments.variance, epsilon)
+    y = centered * spread(factor if scale is None else factor * scale)
+    if offset is not None:
+        y = y + spread(offset)
+    return ops.cast(y, ops.dtype(x))
+
+
+def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
+    """1 / sqrt(variance + epsilon), and 0 where that would divide by zero."""
+    total = variance + epsilon
+    constant = total == 0
+    one = ops.ones_like(total)
+    return ops.where(
+        constant, ops.zeros_like(total), one / ops.sqrt(ops.where(constant, one, total))
+    )
+
+
+def affine(ops: Any, u: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
+    """u * scale + offset in u's type, for factors of any shape that broadcasts to u."""
+    y = ops.cast(u, statistics_dtype(ops.dtype(u)))
+    if scale is not None:
+        y = y * scale
+    if offset is not None:
+        y = y + offset
+    return ops.cast(y, ops.dtype(u))

@@ -1,0 +1,6 @@
+"""Keras 3 layers, on Keras' own backend."""
+
+from batchnorm.keras.base import BatchNormalizationBase
+from batchnorm.keras.batch_normalization import BatchNormalization, SyncBatchNormalization
+
+__all__ = ["BatchNormalization", "BatchNormalizationBase", "SyncBatchNormalization"]

@@ -1,0 +1,343 @@
+"""Batch normalization as Keras 3 layers: they hold the variables, the core does the arithmetic."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from batchnorm import _axes
+from batchnorm._batch_norm import normalize
+from batchnorm._native import why_not
+from batchnorm._options import Options
+from batchnorm._statistics import initial_value, state_names
+from batchnorm.backends import backend_of
+
+# What `keras.layers.Layer` takes besides the arguments that are named here.
+_LAYER_KEYWORDS = {"activity_regularizer", "autocast", "dtype", "input_dim", "input_shape"}
+
+_OPTIONS = (
+    "axis",
+    "momentum",
+    "epsilon",
+    "renorm",
+    "renorm_clipping",
+    "renorm_momentum",
+    "fused",
+    "virtual_batch_size",
+    "adjustment",
+    "synchronized",
+    "unbiased_moving_variance",
+    "pooled_moving_variance",
+    "statistics",
+    "update_statistics",
+    "on_nonfinite",
+    "zero_debias",
+)
+_COUNTERS = ("num_updates", "skipped_updates")
+
+
+@keras.saving.register_keras_serializable(package="batchnorm")
+class BatchNormalizationBase(keras.layers.BatchNormalization):
+    """Batch normalization with every mode of the family as an argument.
+
+    Called as `layer(x, training=None, mask=None, batch_weights=None)`; what the call arguments and
+    the options below do, formulas, shapes and edge cases are at `batchnorm.batch_norm`.
+
+    Normalizes with the batch where `training` is true and the layer is trainable, else with the
+    moving statistics. In a frozen layer (`trainable=False`) nothing changes, unless `statistics`
+    or `update_statistics` say otherwise.
+
+    Types: statistics and parameters are float32 under every 16-bit policy, float64 under float64.
+    Inputs, integers too, are cast to the policy's compute dtype; the output has it.
+
+    Args:
+        axis: an integer, or a list of them for statistics per combination.
+        momentum: the share of the old moving statistics that a step keeps, in [0, 1].
+        epsilon: added to the variance, >= 0.
+        center: whether there is a beta.
+        scale: whether there is a gamma.
+        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer:
+            initial values, as everywhere in Keras.
+        beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: as in Keras.
+        renorm, renorm_clipping, renorm_momentum: batch renormalization. Clipping values may be
+            numbers, tensors, or functions of the step such as a
+            `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the layer.
+        fused: None takes the fastest path that is right, True insists on a native kernel, False
+            never takes one.
+        virtual_batch_size: the size of ghost batches.
+        adjustment: a function of the shape that returns (scale, bias). It is not saved.
+        synchronized: take statistics over all replicas.
+        unbiased_moving_variance: remember variance * N / (N - 1).
+        pooled_moving_variance: with ghost batches, remember the variance of the whole batch.
+        statistics: what normalizes: "auto", "batch" or "moving".
+        update_statistics: what is remembered: "auto" (training and trainable), True or False.
+        on_nonfinite: "skip", "propagate" or "raise".
+        zero_debias: False, "mean" or "both".
+
+    Raises:
+        TypeError, ValueError: an argument is not what it must be; the message names it.
+    """
+
+    def __init__(
+        self,
+        axis: int | Sequence[int] = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        renorm: bool = False,
+        renorm_clipping: Mapping[str, Any] | None = None,
+        renorm_momentum: float = 0.99,
+        fused: bool | None = None,
+        trainable: bool = True,
+        virtual_batch_size: int | None = None,
+        adjustment: Callable[[Any], tuple[Any, Any]] | None = None,
+        name: str | None = None,
+        *,
+        synchronized: bool | str = False,
+        unbiased_moving_variance: bool = False,
+        pooled_moving_variance: bool = False,
+        statistics: str = "auto",
+        update_statistics: bool | str = "auto",
+        on_nonfinite: str = "skip",
+        zero_debias: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
+        if unknown := sorted(set(kwargs) - _LAYER_KEYWORDS):
+            raise TypeError(
+                f"{type(self).__name__}: the keyword arguments must be known ones; got {unknown}."
+            )
+        # Not Keras' own constructor: it knows one axis and one engine for `synchronized`.
+        keras.layers.Layer.__init__(self, name=name, trainable=trainable, **kwargs)
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = keras.initializers.get(beta_initializer)
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
+        self.beta_regularizer = keras.regularizers.get(beta_regularizer)
+        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
+        self.beta_constraint = keras.constraints.get(beta_constraint)
+        self.gamma_constraint = keras.constraints.get(gamma_constraint)
+        self.renorm = renorm
+        self.renorm_clipping = renorm_clipping
+        self.renorm_momentum = renorm_momentum
+        self.fused = fused
+        self.virtual_batch_size = virtual_batch_size
+        self.adjustment = adjustment
+        self.synchronized = synchronized
+        self.unbiased_moving_variance = unbiased_moving_variance
+        self.pooled_moving_variance = pooled_moving_variance
+        self.statistics = statistics
+        self.update_statistics = update_statistics
+        self.on_nonfinite = on_nonfinite
+        self.zero_debias = zero_debias
+        self.supports_masking = True
+        self.gamma: keras.Variable | None = None
+        self.beta: keras.Variable | None = None
+        options = self._options()
+        if options.fused and (reason := why_not()):
+            raise ValueError(
+                f"{options.owner}: fused must be None or False here; got True. {reason}"
+            )
+
+    def _options(self) -> Options:
+        """The options as they are now: attributes may be set at any time, and are checked again."""
+        return Options(
+            **{name: getattr(self, name) for name in _OPTIONS},
+            owner=f"{type(self).__name__} {self.name!r}",
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        options = self._options()
+        axes = _axes.resolve(options.axis, len(input_shape), options.owner)
+        options.check_axes(axes)
+        for axis in axes:
+            if input_shape[axis] is None:
+                raise ValueError(
+                    f"{options.owner}: the input must have a known size on axis {axis}; got the "
+                    f"shape {tuple(input_shape)}."
+                )
+        self.input_spec = keras.layers.InputSpec(
+            ndim=len(input_shape), axes={axis: input_shape[axis] for axis in axes}
+        )
+        shape = _axes.parameter_shape(input_shape, axes)
+        if self.scale:
+            self.gamma = self._add_parameter("gamma", shape)
+        if self.center:
+            self.beta = self._add_parameter("beta", shape)
+        for name in state_names(options):
+            setattr(self, name, self._add_statistic(name, shape))
+        for name, of in zip(_COUNTERS, ((), shape), strict=True):
+            setattr(self, name, self._add_variable(name, of, "zeros", dtype="int32"))
+
+    def _add_parameter(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
+        return self.add_weight(
+            shape=shape,
+            name=name,
+            dtype=self._statistics_dtype(),
+            initializer=getattr(self, f"{name}_initializer"),
+            regularizer=getattr(self, f"{name}_regularizer"),
+            constraint=getattr(self, f"{name}_constraint"),
+            autocast=False,
+        )
+
+    def _add_statistic(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
+        mean, variance = self.moving_mean_initializer, self.moving_variance_initializer
+        initializer: Any
+        if name in ("moving_mean", "renorm_mean"):
+            initializer = mean.clone()
+        elif name == "moving_variance":
+            initializer = variance.clone()
+        elif name in ("moving_stddev", "renorm_stddev"):
+
+            def initializer(shape: Any, dtype: Any = None) -> Any:
+                return keras.ops.sqrt(variance.clone()(shape, dtype=dtype))
+
+        else:
+            initializer = keras.initializers.Constant(initial_value(name))
+        return self._add_variable(name, shape, initializer, dtype=self._statistics_dtype())
+
+    def _add_variable(
+        self, name: str, shape: tuple[int, ...], initializer: Any, dtype: str
+    ) -> keras.Variable:
+        return self.add_weight(
+            shape=shape,
+            name=name,
+            dtype=dtype,
+            initializer=initializer,
+            trainable=False,
+            autocast=False,
+        )
+
+    def _statistics_dtype(self) -> str:
+        return "float64" if self.variable_dtype == "float64" else "float32"
+
+    def call(
+        self,
+        inputs: Any,
+        training: Any = None,
+        mask: Any = None,
+        batch_weights: Any = None,
+    ) -> Any:
+        options = self._options()
+        inputs = keras.ops.cast(inputs, self.compute_dtype)
+        parameters = {
+            name: variable.value
+            for name, variable in (("gamma", self.gamma), ("beta", self.beta))
+            if variable is not None
+        }
+        names = (*state_names(options), *_COUNTERS)
+        state = {name: getattr(self, name).value for name in names}
+        outputs, new_state = normalize(
+            options,
+            inputs,
+            parameters,
+            state,
+            training if self.trainable else False,
+            mask,
+            batch_weights,
+        )
+        if not backend_of(inputs).recomputing():
+            for name in names:
+                if new_state[name] is not state[name]:
+                    getattr(self, name).assign(new_state[name])
+        return outputs
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """Parameters and statistics in Keras' order: gamma, beta, moving_mean, moving_variance,
+        then renorm's and zero_debias'.
+
+        The counters `num_updates` and `skipped_updates` are among `variables`, like Keras' random
+        seeds, so that `get_weights` and `set_weights` fit Keras' own layer.
+        """
+        counters = {id(getattr(self, name, None)) for name in _COUNTERS}
+        return [variable for variable in super().weights if id(variable) not in counters]
+
+    def save_own_variables(self, store: Any) -> None:
+        for index, variable in enumerate(self.weights):
+            store[str(index)] = variable
+        for name in _COUNTERS:
+            store[name] = getattr(self, name)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Also loads what Keras' own layer saved, which has no counters."""
+        keys = list(store.keys())
+        given = [key for key in keys if key not in _COUNTERS]
+        if len(given) != len(self.weights):
+            raise ValueError(
+                f"{type(self).__name__} {self.name!r}: the file must hold "
+                f"{[variable.name for variable in self.weights]}; got {len(given)} variables. "
+                "Build the layer with the options it was saved with."
+            )
+        for index, variable in enumerate(self.weights):
+            variable.assign(store[str(index)])
+        for name in _COUNTERS:
+            if name in keys:
+                getattr(self, name).assign(store[name])
+
+    def get_config(self) -> dict[str, Any]:
+        """What the user gave, whatever was built since; everything but `adjustment`."""
+        if self.adjustment is not None:
+            warnings.warn(
+                f"{type(self).__name__} {self.name!r}: adjustment is a function and is not saved; "
+                "set it again on the loaded layer.",
+                stacklevel=2,
+            )
+        config = keras.layers.Layer.get_config(self)
+        config.update(
+            {name: _plain(getattr(self, name)) for name in _OPTIONS if name != "adjustment"}
+        )
+        config["center"], config["scale"] = self.center, self.scale
+        for of in ("beta", "gamma", "moving_mean", "moving_variance"):
+            initializer = getattr(self, f"{of}_initializer")
+            config[f"{of}_initializer"] = keras.initializers.serialize(initializer)
+        for of in ("beta", "gamma"):
+            regularizer = getattr(self, f"{of}_regularizer")
+            config[f"{of}_regularizer"] = keras.regularizers.serialize(regularizer)
+            constraint = getattr(self, f"{of}_constraint")
+            config[f"{of}_constraint"] = keras.constraints.serialize(constraint)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BatchNormalizationBase:
+        config = dict(config)
+        if clipping := config.get("renorm_clipping"):
+            config["renorm_clipping"] = {
+                key: keras.saving.deserialize_keras_object(value)
+                if isinstance(value, dict)
+                else value
+                for key, value in clipping.items()
+            }
+        return cls(**config)
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option as JSON can hold it: tensors as numbers, schedules as their configs."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if callable(value) and not keras.ops.is_tensor(value):
+        return keras.saving.serialize_keras_object(value)
+    return keras.ops.convert_to_numpy(value).tolist()

@@ -1,0 +1,32 @@
+"""Fixtures for every test, and the promise that a requested framework really ran."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import pytest
+
+REQUESTED = [
+    name
+    for name in os.environ.get("BATCHNORM_TEST_BACKENDS", "tensorflow,jax,torch").split(",")
+    if name
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in REQUESTED:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise pytest.UsageError(
+                f"BATCHNORM_TEST_BACKENDS requests {name}, which cannot be imported: {error}"
+            ) from error
+
+
+@pytest.fixture(params=REQUESTED)
+def engine(request: pytest.FixtureRequest):
+    """A framework under the names the tests use; see `tests/engines.py`."""
+    import engines
+
+    return engines.ENGINES[request.param]
