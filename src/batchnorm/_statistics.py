@@ -101,10 +101,10 @@ def _averages(
     options: Options,
     state: State,
     mean: Tensor,
-    biased_variance: Tensor,
-    variance: Tensor,
+    variances: tuple[Tensor, Tensor],
 ) -> State:
-    """The moving averages, one step on."""
+    """The moving averages, one step on; `variances` are the biased one and the one to keep."""
+    biased_variance, variance = variances
     new: State = {}
     if options.zero_debias:
         new["local_step"] = state["local_step"] + 1
