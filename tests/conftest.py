@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
             ) from error
 
 
-@pytest.fixture(params=REQUESTED)
+@pytest.fixture(params=REQUESTED, scope="session")
 def engine(request: pytest.FixtureRequest):
     """A framework under the names the tests use; see `tests/engines.py`."""
     import engines

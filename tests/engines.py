@@ -1,10 +1,13 @@
 """The three frameworks behind one face, for tests: arrays in, arrays out, gradients, compilers.
 
-`step(fn)` etc. take functions of framework tensors, such as `batchnorm.batch_norm`.
+Functions are of framework tensors, such as `batchnorm.batch_norm`; `stepper` is from arrays to
+arrays.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +17,24 @@ import batchnorm
 
 
 class Engine:
-    """One framework. `modes` names its ways to run a function; the first is eager."""
+    """One framework.
+
+    `modes` names its ways to run a function; the first is eager. `quick` is the one that costs
+    least where every call has another shape. `errors` are what a failed check at run time raises.
+    """
 
     name: str
     modes: tuple[str, ...]
+    quick = "eager"
+
+    @property
+    def ops(self) -> Any:
+        """The package's backend for this framework."""
+        return importlib.import_module(f"batchnorm.backends.{self.name}")
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        raise NotImplementedError
 
     def tensor(self, value: Any, dtype: str | None = None) -> Any:
         raise NotImplementedError
@@ -25,13 +42,26 @@ class Engine:
     def numpy(self, value: Any) -> np.ndarray:
         raise NotImplementedError
 
+    def precision(self, dtype: str) -> Any:
+        """A context in which the framework can hold this type."""
+        return contextlib.nullcontext()
+
+    def compile(self, function: Callable, mode: str) -> Callable:
+        """The function, compiled as `mode` says."""
+        raise NotImplementedError
+
     def run(self, function: Callable, *args: Any, mode: str = "eager") -> Any:
         """`function(*args)`, compiled as `mode` says."""
+        return self.compile(function, mode)(*args)
+
+    def with_gradients(self, function: Callable, mode: str) -> Callable:
+        """Of `function(differentiated, *constants) -> (scalar, extra)`: a function that returns
+        `(scalar, extra), gradients`, the gradients in the structure of `differentiated`."""
         raise NotImplementedError
 
     def gradients(self, function: Callable, *args: Any, mode: str = "eager") -> tuple[Any, list]:
         """`(value, extra), [d value / d arg]` of a function that returns (scalar, extra)."""
-        raise NotImplementedError
+        return self.with_gradients(lambda args: function(*args), mode)(list(args))
 
     def hvp(self, function: Callable, args: list, directions: list) -> list:
         """Hessian of a scalar function of `args`, times `directions`."""
@@ -42,7 +72,13 @@ class Engine:
 
 
 class Jax(Engine):
-    name, modes = "jax", ("eager", "jit")
+    name, modes, quick = "jax", ("eager", "jit"), "jit"
+
+    @property
+    def errors(self):
+        import jax
+
+        return (jax.errors.JaxRuntimeError,)
 
     def tensor(self, value, dtype=None):
         import jax.numpy as jnp
@@ -52,17 +88,20 @@ class Jax(Engine):
     def numpy(self, value):
         return np.asarray(value).astype("float64" if value.dtype.kind not in "ib" else value.dtype)
 
-    def run(self, function, *args, mode="eager"):
+    def precision(self, dtype):
         import jax
 
-        return (jax.jit(function) if mode == "jit" else function)(*args)
+        return jax.enable_x64(dtype == "float64")
 
-    def gradients(self, function, *args, mode="eager"):
+    def compile(self, function, mode):
         import jax
 
-        gradient = jax.value_and_grad(function, tuple(range(len(args))), has_aux=True)
-        value, grads = self.run(gradient, *args, mode=mode)
-        return value, list(grads)
+        return jax.jit(function) if mode == "jit" else function
+
+    def with_gradients(self, function, mode):
+        import jax
+
+        return self.compile(jax.value_and_grad(function, has_aux=True), mode)
 
     def hvp(self, function, args, directions):
         import jax
@@ -76,6 +115,7 @@ class Jax(Engine):
 
 class Torch(Engine):
     name, modes = "torch", ("eager", "compile")
+    errors = (RuntimeError,)
 
     def tensor(self, value, dtype=None):
         import torch
@@ -87,22 +127,28 @@ class Torch(Engine):
         value = value.detach()
         return (value.double() if value.is_floating_point() else value).numpy()
 
-    def run(self, function, *args, mode="eager"):
+    def compile(self, function, mode):
         import torch
 
         if mode == "eager":
-            return function(*args)
-        torch._dynamo.reset()
-        return torch.compile(function, fullgraph=True)(*args)
+            return function
+        torch._dynamo.reset()  # it counts the compilations of a code object, up to a limit
+        return torch.compile(function, fullgraph=True)
 
-    def gradients(self, function, *args, mode="eager"):
+    def with_gradients(self, function, mode):
         import torch
+        from torch.utils import _pytree as pytree
 
-        args = [arg.detach().clone().requires_grad_(arg.is_floating_point()) for arg in args]
-        value, extra = self.run(function, *args, mode=mode)
-        wanted = [arg for arg in args if arg.requires_grad]
-        grads = iter(torch.autograd.grad(value, wanted, allow_unused=True))
-        return (value, extra), [next(grads) if arg.requires_grad else None for arg in args]
+        forward = self.compile(function, mode)
+
+        def call(differentiated, *constants):
+            leaves, structure = pytree.tree_flatten(differentiated)
+            leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+            value, extra = forward(pytree.tree_unflatten(leaves, structure), *constants)
+            grads = torch.autograd.grad(value, leaves, materialize_grads=True)
+            return (value, extra), pytree.tree_unflatten(grads, structure)
+
+        return call
 
     def hvp(self, function, args, directions):
         import torch
@@ -116,6 +162,12 @@ class Torch(Engine):
 class TensorFlow(Engine):
     name, modes = "tensorflow", ("eager", "graph", "xla")
 
+    @property
+    def errors(self):
+        import tensorflow as tf
+
+        return (tf.errors.InvalidArgumentError,)
+
     def tensor(self, value, dtype=None):
         import tensorflow as tf
 
@@ -126,24 +178,25 @@ class TensorFlow(Engine):
 
         return (tf.cast(value, tf.float64) if value.dtype.is_floating else value).numpy()
 
-    def run(self, function, *args, mode="eager"):
+    def compile(self, function, mode):
         import tensorflow as tf
 
         if mode == "eager":
-            return function(*args)
-        return tf.function(function, jit_compile=mode == "xla")(*args)
+            return function
+        return tf.function(function, jit_compile=mode == "xla", autograph=False)
 
-    def gradients(self, function, *args, mode="eager"):
+    def with_gradients(self, function, mode):
         import tensorflow as tf
 
-        def call(*at):
+        def call(differentiated, *constants):
             with tf.GradientTape() as tape:
-                for one in at:
-                    tape.watch(one)
-                value, extra = function(*at)
-            return (value, extra), tape.gradient(value, list(at))
+                tape.watch(differentiated)
+                value, extra = function(differentiated, *constants)
+            unconnected = tf.UnconnectedGradients.ZERO
+            grads = tape.gradient(value, differentiated, unconnected_gradients=unconnected)
+            return (value, extra), grads
 
-        return self.run(call, *args, mode=mode)
+        return self.compile(call, mode)
 
     def hvp(self, function, args, directions):
         import tensorflow as tf
@@ -170,45 +223,39 @@ def total(product: Any) -> Any:
     return tf.reduce_sum(product)
 
 
-def batch_norm(
-    engine: Engine,
-    x: np.ndarray,
-    parameters: dict[str, np.ndarray],
-    state: dict[str, np.ndarray],
-    *,
-    dy: np.ndarray | None = None,
-    mode: str = "eager",
-    dtype: str | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """`batchnorm.batch_norm` on arrays: y and the new state; with dy also d sum(y * dy).
+def stepper(engine: Engine, mode: str = "eager", **options: Any) -> Callable:
+    """`batchnorm.batch_norm` with these options and its gradients, from arrays to arrays.
 
-    Returns: {"y", "state": {...}} and, with dy, {"dx", "gamma", "beta"} (those that exist), all
-    float64 arrays.
+    Compiled once as `mode` says, for any number of calls. What a call gives beside x, parameters
+    and state (mask, batch_weights, a tensor `training`) are tensors of the compiled function.
+    Each call returns {"y", "state", "dx", "gamma", "beta"}, the derivatives those of sum(y * dy).
     """
-    names = list(parameters)
-    tensors = [engine.tensor(x, dtype)] + [engine.tensor(parameters[name]) for name in names]
-    held = {name: engine.tensor(value) for name, value in state.items()}
 
-    def forward(x, *vectors):
-        return batchnorm.batch_norm(x, dict(zip(names, vectors, strict=True)), held, **options)
+    def loss(differentiated, state, upstream, given):
+        x, parameters = differentiated
+        y, new = batchnorm.batch_norm(x, parameters, state, **options, **given)
+        return total(y * upstream), (y, new)
 
-    if dy is None:
-        y, new = engine.run(forward, *tensors, mode=mode)
-        result: dict[str, Any] = {}
-    else:
-        upstream = engine.tensor(dy, dtype)
+    function = engine.with_gradients(loss, mode)
 
-        def loss(x, *vectors):
-            y, new = forward(x, *vectors)
-            return total(y * upstream), (y, new)
+    def step(
+        x: np.ndarray,
+        parameters: dict[str, np.ndarray],
+        state: dict[str, np.ndarray],
+        *,
+        dy: np.ndarray | None = None,
+        dtype: str | None = None,
+        **given: Any,
+    ) -> dict[str, Any]:
+        def tensors(arrays):
+            return {name: engine.tensor(value) for name, value in arrays.items()}
 
-        (_, (y, new)), grads = engine.gradients(loss, *tensors, mode=mode)
-        result = dict(
-            zip(
-                ("dx", *names), [None if g is None else engine.numpy(g) for g in grads], strict=True
-            )
-        )
-    result["y"] = engine.numpy(y)
-    result["state"] = {name: engine.numpy(value) for name, value in new.items()}
-    return result
+        upstream = engine.tensor(np.ones_like(x) if dy is None else dy, dtype)
+        differentiated = (engine.tensor(x, dtype), tensors(parameters))
+        result = function(differentiated, tensors(state), upstream, tensors(given))
+        (_, (y, new)), (dx, slopes) = result
+        arrays = {name: engine.numpy(value) for name, value in slopes.items()}
+        arrays |= {"y": engine.numpy(y), "dx": engine.numpy(dx)}
+        return arrays | {"state": {name: engine.numpy(value) for name, value in new.items()}}
+
+    return step

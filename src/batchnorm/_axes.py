@@ -87,6 +87,14 @@ class View:
             row, [size if i in self.axes else 1 for i, size in enumerate(self.shape)]
         )
 
+    def spread_groups(self, ops: Any, row: Any) -> Any:
+        """What each group has, `[G or 1, 1]`, in a shape that broadcasts against x."""
+        if self.groups is None:
+            return self.spread(ops, ops.broadcast_to(row, self.row_shape))
+        column = ops.broadcast_to(row, (self.groups, 1))
+        each = ops.broadcast_to(ops.reshape(column, (1, self.groups)), self.split[:2])
+        return ops.reshape(each, [self.shape[0], *[1] * (len(self.shape) - 1)])
+
     def _lay_out(self, ops: Any, x: Any, split: Sequence[Size], canonical: Sequence[Size]) -> Any:
         if self.permutation is not None:
             x = ops.transpose(ops.reshape(x, split), self.permutation)

@@ -15,10 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from batchnorm import _axes
-from batchnorm._correction import adjustment as adjustment_of
-from batchnorm._correction import compose, renorm_correction
+from batchnorm._correction import Affine, adjustment, compose, renorm_correction
 from batchnorm._moments import Moments
-from batchnorm._native import why_not
 from batchnorm._options import Options
 from batchnorm._statistics import State, initial_value, remember, state_names
 from batchnorm._weights import combined_weights, printable
@@ -196,8 +194,7 @@ def normalize(
     training = _resolve_training(ops, training, options.owner)
     batch = {"auto": training, "batch": True, "moving": False}[options.statistics]
     update = training if options.update_statistics == "auto" else options.update_statistics
-    if options.fused and (reason := why_not()):
-        raise ValueError(f"{options.owner}: fused must be None or False here; got True. {reason}")
+    fused = _takes_kernels(ops, options, x)
     if options.synchronized:
         ops.check_one_replica(options.owner)
 
@@ -210,26 +207,32 @@ def normalize(
     old = {name: _row(ops, view, ops.stop_gradient(state[name]), dtype) for name in state}
     weights = combined_weights(ops, options.owner, view, x, dtype, mask, batch_weights)
     values = view.apply(ops, x)
-    if batch is not False or update is not False:
-        measured = ops.moments(values, weights)
+    live = _known_live(ops, view, weights, batch)
+    at_once = live is True and not options.renorm  # nothing between the two big steps needs moments
+    if not at_once and (batch is not False or update is not False):
+        measured = ops.moments(values, weights, fused)
+    if live is None:
+        live = (measured.count != 0) & batch
 
-    if batch is False:
-        used = Moments(old["moving_mean"], None, old["moving_variance"], None)
-        y = ops.standardize(values, used, gamma, beta, options.epsilon, weights, False)
-        y = view.undo(ops, y)
+    correction: Affine = (None, None)
+    if options.renorm and live is not False:
+        correction = renorm_correction(ops, options, old, _constant(ops, measured), live)
+    adjusted = adjustment(ops, options, view, x, dtype, live, batch)
+    affine, activation = correction, None
+    if not adjusted.varies:
+        affine = compose(compose(correction, adjusted.pair), (gamma, beta))
+        activation = options.activation
+    if at_once:
+        y, measured = ops.forward(values, *affine, options.epsilon, weights, activation, fused)
     else:
-        live = _live(ops, view, measured, weights, batch)
-        used = _select(ops, live, measured, old)
-        affine = renorm_correction(ops, options, old, _constant(ops, measured), live)
-        adjusted = adjustment_of(ops, options, view, x, dtype, live, batch)
-        if adjusted.varies:  # along reduced dimensions too, where no vector can hold it
-            y = ops.standardize(values, used, *affine, options.epsilon, weights, live)
-            affine = compose(adjusted.pair, (view.spread(ops, gamma), view.spread(ops, beta)))
-            y = ops.affine(view.undo(ops, y), *affine)
-        else:
-            affine = compose(compose(affine, adjusted.pair), (gamma, beta))
-            y = ops.standardize(values, used, *affine, options.epsilon, weights, live)
-            y = view.undo(ops, y)
+        used = _used(ops, live, None if live is False else measured, old)
+        y = ops.standardize(
+            values, used, *affine, options.epsilon, weights, live, activation, fused
+        )
+    y = view.undo(ops, y)
+    if adjusted.varies:  # along reduced dimensions too, where no vector can hold it
+        spread = (view.spread(ops, gamma), view.spread(ops, beta))
+        y = ops.affine(y, *compose(adjusted.pair, spread), options.activation)
 
     if update is False:
         return y, dict(state)
@@ -319,19 +322,35 @@ def _row(ops: Any, view: _axes.View, vector: Tensor, dtype: str) -> Tensor:
     return ops.cast(ops.reshape(vector, shape), dtype)
 
 
-def _live(
-    ops: Any, view: _axes.View, measured: Moments, weights: Tensor | None, batch: bool | Tensor
-) -> bool | Tensor:
-    """Which groups the batch normalizes (`[G, 1]`); the others take the moving statistics."""
+def _takes_kernels(ops: Any, options: Options, x: Tensor) -> bool:
+    reason = "fused is False." if options.fused is False else ops.why_not(x)
+    if options.fused and reason:
+        raise ValueError(f"{options.owner}: fused must be None or False here; got True. {reason}")
+    return reason is None
+
+
+def _known_live(
+    ops: Any, view: _axes.View, weights: Tensor | None, batch: bool | Tensor
+) -> bool | None:
+    """Whether the batch normalizes every group: True, False, or None where that must be computed.
+
+    A group without values takes the moving statistics.
+    """
+    if batch is False:
+        return False
     values = view.values_per_group
     if batch is True and weights is None and not ops.is_tensor(values) and values > 0:
         return True
-    return (measured.count != 0) & batch
+    return None
 
 
-def _select(ops: Any, live: bool | Tensor, measured: Moments, state: State) -> Moments:
+def _used(ops: Any, live: bool | Tensor, measured: Moments | None, state: State) -> Moments:
+    """What normalizes: the batch's moments where `live`, else the moving statistics."""
     if live is True:
+        assert measured is not None
         return measured
+    if measured is None:
+        return Moments(state["moving_mean"], None, state["moving_variance"], None)
     return Moments(
         ops.where(live, measured.mean, state["moving_mean"]),
         ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),

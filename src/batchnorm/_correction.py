@@ -101,7 +101,7 @@ def adjustment(
     Raises:
         ValueError: it returned anything but two values that broadcast to x.
     """
-    if options.adjustment is None:
+    if options.adjustment is None or batch is False:
         return Adjustment((None, None), False)
     returned = options.adjustment(ops.runtime_shape(x))
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
@@ -122,9 +122,9 @@ def adjustment(
             ops.reshape(ops.broadcast_to(ops.reshape(one, shape), full), view.row_shape)
             for one, shape in zip(pair, shapes, strict=True)
         ]
-    chosen = batch if varies else live
-    if chosen is not True:
+    if live is not True:
         scale, bias = pair
+        chosen = view.spread_groups(ops, live) if varies else live
         pair = [
             ops.where(chosen, scale, ops.ones_like(scale)),
             ops.where(chosen, bias, ops.zeros_like(bias)),

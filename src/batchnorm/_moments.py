@@ -14,8 +14,8 @@ class Moments(NamedTuple):
 
     The mean is the unevaluated sum `mean + remainder`: at |mean| / stddev = 1e5, float32 alone
     would lose 1e-2 standard deviations. `remainder` is None where there is nothing to carry.
-    `count` is the number of values, or the sum of their weights. A group without values has
-    mean 0, variance 0, count 0.
+    `count` is the number of values, or the sum of their weights; moving statistics have None. A
+    group without values has mean 0, variance 0, count 0.
     """
 
     mean: Tensor
@@ -45,6 +45,7 @@ def merge(ops: Any, moments: Moments) -> Moments:
 
 def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
     mean, remainder, variance, count = moments
+    count = ops.broadcast_to(count, (ops.shape(mean)[0], 1))  # one row serves equal groups
     total = ops.sum(count, 0)  # [1, 1]
     share = count / ops.where(total == 0, ops.ones_like(total), total)
     # relative to a rounded mean, so that a large common offset cancels before anything is squared

@@ -39,6 +39,7 @@ class Options:
     update_statistics: bool | str = "auto"
     on_nonfinite: str = "skip"
     zero_debias: bool | str = False
+    activation: str | None = None
     owner: str = field(default="batch_norm", compare=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +55,7 @@ class Options:
         self._check_choice("statistics", self.statistics, ("auto", "batch", "moving"))
         self._check_choice("update_statistics", self.update_statistics, ("auto", True, False))
         self._check_choice("on_nonfinite", self.on_nonfinite, ("skip", "propagate", "raise"))
+        self._check_choice("activation", self.activation, (None, "relu"))
         self._check_choice("zero_debias", self.zero_debias, (False, True, "mean", "both"))
         set_(self, "zero_debias", "mean" if self.zero_debias is True else self.zero_debias)
         set_(self, "virtual_batch_size", self._checked_virtual_batch_size())

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 
-def why_not() -> str | None:
-    """A sentence that says why there is no fused kernel here; None where there is one."""
-    return "The native kernels are not part of this version."
+from batchnorm._native.library import KernelsUnavailable, mode
+
+
+@functools.cache
+def load_operators(framework: str) -> str | None:
+    """Loads the kernels as operators of a framework; a sentence that says why it could not.
+
+    Raises:
+        RuntimeError: BATCHNORM_KERNELS=require, and there are none.
+    """
+    try:
+        importlib.import_module(f"batchnorm._native.{framework}")
+    except KernelsUnavailable as error:
+        if mode() == "require":
+            raise RuntimeError(
+                f"batchnorm: BATCHNORM_KERNELS is require, and {framework} has no native kernels "
+                f"here. {error}"
+            ) from error
+        return str(error)
+    return None

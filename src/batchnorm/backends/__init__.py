@@ -7,6 +7,7 @@ the tensor it is given, so that one process can use all three frameworks.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any
@@ -38,3 +39,9 @@ def backend_of(x: Any) -> ModuleType:
         f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
         "for example with jax.numpy.asarray."
     )
+
+
+def why_not(framework: str) -> str | None:
+    """Why a framework ("tensorflow", "jax", "torch") has no fused path here; None where it has."""
+    backend = importlib.import_module(f"batchnorm.backends.{framework}")
+    return backend.UNAVAILABLE

@@ -28,7 +28,7 @@ def moments(ops: Any, x: Tensor, weights: Tensor | None) -> Moments:
     variance = E[(x - mean)^2]; the variance gets one correction step, v + E[(x - mean)^2 - v],
     because some frameworks add a million float32 numbers one after the other.
 
-    Shapes: x `[A, G, B, C, D]`, weights `[A, G or 1, B, 1, D]` -> `[G, C]`, count `[G or 1, 1]`.
+    Shapes: x `[A, G, B, C, D]`, weights `[A, G or 1, B, 1, D]` -> `[G, C]`, count `[G, 1]`.
     """
     a, g, b, c, d = ops.shape(x)
     dtype = statistics_dtype(ops.dtype(x))
@@ -50,12 +50,11 @@ def moments(ops: Any, x: Tensor, weights: Tensor | None) -> Moments:
     squares = (shifted - remainder) * (shifted - remainder)
     rough = ops.stop_gradient(mean_of(squares))
     variance = rough + mean_of(squares - rough)
-    rows = 1 if weights is None else ops.shape(weights)[1]
     return Moments(
         mean=ops.reshape(shift, (g, c)),
         remainder=ops.reshape(remainder, (g, c)),
         variance=ops.reshape(variance, (g, c)),
-        count=ops.reshape(total, (rows, 1)),
+        count=ops.broadcast_to(ops.reshape(total, (-1, 1)), (g, 1)),
     )
 
 
@@ -67,11 +66,12 @@ def standardize(
     offset: Tensor | None,
     epsilon: float,
     weights: Tensor | None,
+    activation: str | None = None,
 ) -> Tensor:
-    """y = (x - mean) / sqrt(variance + epsilon) * scale + offset, in x's type.
+    """y = (x - mean) / sqrt(variance + epsilon) * scale + offset, then the activation; in x's type.
 
     Edge cases: variance + epsilon = 0 gives y = offset (D33). Where the weight is 0 and x is not
-    finite, y = offset, and no gradient passes.
+    finite, y = offset and no gradient passes, as if the value were not there.
 
     Shapes: x `[A, G, B, C, D]`; vectors `[G or 1, C]`; weights `[A, G or 1, B, 1, D]`.
     """
@@ -84,14 +84,16 @@ def standardize(
     centered = wide - spread(moments.mean)
     if moments.remainder is not None:
         centered = centered - spread(moments.remainder)
-    if weights is not None:
-        excluded = (weights == 0) & ~ops.isfinite(wide)
+    excluded = None if weights is None else (weights == 0) & ~ops.isfinite(wide)
+    if excluded is not None:
         centered = ops.where(excluded, ops.zeros_like(centered), centered)
     factor = inverse_stddev(ops, moments.variance, epsilon)
     y = centered * spread(factor if scale is None else factor * scale)
     if offset is not None:
         y = y + spread(offset)
-    return ops.cast(y, ops.dtype(x))
+    if excluded is not None:
+        y = ops.where(excluded, ops.stop_gradient(y), y)
+    return ops.cast(_activated(ops, y, activation), ops.dtype(x))
 
 
 def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
@@ -104,11 +106,19 @@ def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
     )
 
 
-def affine(ops: Any, u: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
-    """u * scale + offset in u's type, for factors of any shape that broadcasts to u."""
+def affine(
+    ops: Any, u: Tensor, scale: Tensor | None, offset: Tensor | None, activation: str | None
+) -> Tensor:
+    """u * scale + offset, then the activation, in u's type; factors may have any shape."""
     y = ops.cast(u, statistics_dtype(ops.dtype(u)))
     if scale is not None:
         y = y * scale
     if offset is not None:
         y = y + offset
-    return ops.cast(y, ops.dtype(u))
+    return ops.cast(_activated(ops, y, activation), ops.dtype(u))
+
+
+def _activated(ops: Any, y: Tensor, activation: str | None) -> Tensor:
+    if activation is None:
+        return y
+    return ops.where(y <= 0, ops.zeros_like(y), y)  # NaN stays NaN, and the slope at 0 is 0

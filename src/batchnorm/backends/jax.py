@@ -13,6 +13,7 @@ from batchnorm._moments import Moments
 from batchnorm.backends import composite
 
 _ops = sys.modules[__name__]
+UNAVAILABLE: str | None = "The native kernels have no binding for this framework yet."
 
 where = jnp.where
 sqrt = jnp.sqrt
@@ -103,8 +104,13 @@ def recomputing() -> bool:
     return False
 
 
-def moments(x: jax.Array, weights: jax.Array | None) -> Moments:
-    """See `composite.moments`."""
+def why_not(x: jax.Array) -> str | None:
+    """Why x cannot take the fused path, in a sentence; None where it can."""
+    return UNAVAILABLE
+
+
+def moments(x: jax.Array, weights: jax.Array | None, fused: bool) -> Moments:
+    """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
     return composite.moments(_ops, x, weights)
 
 
@@ -116,11 +122,31 @@ def standardize(
     epsilon: float,
     weights: jax.Array | None,
     live: bool | jax.Array,
+    activation: str | None,
+    fused: bool,
 ) -> jax.Array:
     """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which."""
-    return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights)
+    return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
 
 
-def affine(u: jax.Array, scale: jax.Array | None, offset: jax.Array | None) -> jax.Array:
+def forward(
+    x: jax.Array,
+    scale: jax.Array | None,
+    offset: jax.Array | None,
+    epsilon: float,
+    weights: jax.Array | None,
+    activation: str | None,
+    fused: bool,
+) -> tuple[jax.Array, Moments]:
+    """`moments`, then `standardize` with them: one kernel where it is fused."""
+    measured = moments(x, weights, False)
+    return standardize(
+        x, measured, scale, offset, epsilon, weights, True, activation, False
+    ), measured
+
+
+def affine(
+    u: jax.Array, scale: jax.Array | None, offset: jax.Array | None, activation: str | None
+) -> jax.Array:
     """See `composite.affine`."""
-    return composite.affine(_ops, u, scale, offset)
+    return composite.affine(_ops, u, scale, offset, activation)

@@ -13,6 +13,7 @@ from batchnorm._moments import Moments
 from batchnorm.backends import composite
 
 _ops = sys.modules[__name__]
+UNAVAILABLE: str | None = "The native kernels have no binding for this framework yet."
 
 where = tf.where
 sqrt = tf.sqrt
@@ -117,8 +118,13 @@ def recomputing() -> bool:
     return False
 
 
-def moments(x: tf.Tensor, weights: tf.Tensor | None) -> Moments:
-    """See `composite.moments`."""
+def why_not(x: tf.Tensor) -> str | None:
+    """Why x cannot take the fused path, in a sentence; None where it can."""
+    return UNAVAILABLE
+
+
+def moments(x: tf.Tensor, weights: tf.Tensor | None, fused: bool) -> Moments:
+    """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
     return composite.moments(_ops, x, weights)
 
 
@@ -130,11 +136,31 @@ def standardize(
     epsilon: float,
     weights: tf.Tensor | None,
     live: bool | tf.Tensor,
+    activation: str | None,
+    fused: bool,
 ) -> tf.Tensor:
     """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which."""
-    return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights)
+    return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
 
 
-def affine(u: tf.Tensor, scale: tf.Tensor | None, offset: tf.Tensor | None) -> tf.Tensor:
+def forward(
+    x: tf.Tensor,
+    scale: tf.Tensor | None,
+    offset: tf.Tensor | None,
+    epsilon: float,
+    weights: tf.Tensor | None,
+    activation: str | None,
+    fused: bool,
+) -> tuple[tf.Tensor, Moments]:
+    """`moments`, then `standardize` with them: one kernel where it is fused."""
+    measured = moments(x, weights, False)
+    return standardize(
+        x, measured, scale, offset, epsilon, weights, True, activation, False
+    ), measured
+
+
+def affine(
+    u: tf.Tensor, scale: tf.Tensor | None, offset: tf.Tensor | None, activation: str | None
+) -> tf.Tensor:
     """See `composite.affine`."""
-    return composite.affine(_ops, u, scale, offset)
+    return composite.affine(_ops, u, scale, offset, activation)

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from batchnorm import _native
 from batchnorm._moments import Moments
 from batchnorm.backends import composite
+from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
 
 _ops = sys.modules[__name__]
+UNAVAILABLE = _native.load_operators("torch")
 
 where = torch.where
 sqrt = torch.sqrt
@@ -108,9 +111,18 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def moments(x: torch.Tensor, weights: torch.Tensor | None) -> Moments:
-    """See `composite.moments`."""
-    return composite.moments(_ops, x, weights)
+def why_not(x: torch.Tensor) -> str | None:
+    """Why x cannot take the fused path, in a sentence; None where it can."""
+    if UNAVAILABLE is None and x.device.type != "cpu":
+        return f"The native kernels run on the CPU; the input is on {x.device}."
+    return UNAVAILABLE
+
+
+def moments(x: torch.Tensor, weights: torch.Tensor | None, fused: bool) -> Moments:
+    """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
+    if not fused:
+        return composite.moments(_ops, x, weights)
+    return Moments(*torch.ops.batchnorm.moments(x.detach(), weights))
 
 
 def standardize(
@@ -121,13 +133,132 @@ def standardize(
     epsilon: float,
     weights: torch.Tensor | None,
     live: bool | torch.Tensor,
+    activation: str | None,
+    fused: bool,
 ) -> torch.Tensor:
     """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which."""
-    return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights)
+    if not fused:
+        return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
+    given = vectors(_ops, x, moments, scale, offset, live)
+    return torch.ops.batchnorm.standardize(
+        x,
+        weights,
+        *(None if vector is None else vector.contiguous() for vector in given),
+        epsilon,
+        ACTIVATIONS[activation],
+        live is False,
+    )
+
+
+def forward(
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    epsilon: float,
+    weights: torch.Tensor | None,
+    activation: str | None,
+    fused: bool,
+) -> tuple[torch.Tensor, Moments]:
+    """`moments`, then `standardize` with them: one kernel where it is fused."""
+    if not fused:
+        measured = moments(x, weights, False)
+        return standardize(
+            x, measured, scale, offset, epsilon, weights, True, activation, False
+        ), measured
+    _, g, _, c, _ = x.shape
+    scale, offset = (None if v is None else v.expand(g, c).contiguous() for v in (scale, offset))
+    y, *measured = torch.ops.batchnorm.forward(
+        x, weights, scale, offset, epsilon, ACTIVATIONS[activation]
+    )
+    return y, Moments(*measured)
 
 
 def affine(
-    u: torch.Tensor, scale: torch.Tensor | None, offset: torch.Tensor | None
+    u: torch.Tensor,
+    scale: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    activation: str | None,
 ) -> torch.Tensor:
     """See `composite.affine`."""
-    return composite.affine(_ops, u, scale, offset)
+    return composite.affine(_ops, u, scale, offset, activation)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """What the derivative of `standardize` needs: x and vectors, nothing else of x's size."""
+    x, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    ctx.save_for_backward(x, weights, *given)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weights, scale, offset, ctx.epsilon, ctx.activation = inputs
+    _, mean, remainder, variance, count = output
+    ctx.frozen = False
+    ctx.save_for_backward(x, weights, mean, remainder, variance, count, scale, offset, None)
+    ctx.set_materialize_grads(False)
+
+
+def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    x, weights, *given = ctx.saved_tensors
+    dx, sum_dy, sum_dy_xh = torch.ops.batchnorm.backward(
+        x, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen
+    )
+    *_, scale, offset, _ = given
+    return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
+
+
+def _standardize_derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    dx, d_scale, d_offset = _derivative(ctx, dy)
+    return dx, None, None, None, None, None, d_scale, d_offset, None, None, None, None
+
+
+def _forward_derivative(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if dy is None:
+        return (None,) * 6
+    dx, d_scale, d_offset = _derivative(ctx, dy)
+    return dx, None, d_scale, d_offset, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    ctx.save_for_backward(x, dy, weights, *given)
+
+
+def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+    """The derivative of `backward`, by differentiating the composite path twice."""
+    x, dy, weights, *vectors_ = ctx.saved_tensors
+    given = Vectors(*vectors_)
+    absent = (given.scale is None, given.offset is None)
+    ones = torch.ones_like(given.mean)
+    with torch.enable_grad():
+        x, dy, scale, offset = (
+            tensor.detach().requires_grad_()
+            for tensor in (
+                x,
+                dy,
+                ones if given.scale is None else given.scale,
+                0 * ones if given.offset is None else given.offset,
+            )
+        )
+        given = given._replace(scale=scale, offset=offset)
+        y = recomputed(_ops, x, weights, given, ctx.epsilon, ctx.activation, ctx.frozen)
+        dx, sum_dy_xh, sum_dy = torch.autograd.grad(y, (x, scale, offset), dy, create_graph=True)
+        inner = dx.new_zeros(())
+        for u, v in zip(upstream, (dx, sum_dy, sum_dy_xh), strict=True):
+            if u is not None:
+                inner = inner + (u * v).sum()
+        d_x, d_dy, d_scale, d_offset = torch.autograd.grad(
+            inner, (x, dy, scale, offset), allow_unused=True
+        )
+    d_scale, d_offset = (
+        None if missing else grad for missing, grad in zip(absent, (d_scale, d_offset), strict=True)
+    )
+    return d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
+
+
+if UNAVAILABLE is None:
+    for _name, _rule, _setup in (
+        ("standardize", _standardize_derivative, _save),
+        ("forward", _forward_derivative, _save_forward),
+        ("backward", _second_derivative, _save_backward),
+    ):
+        torch.library.register_autograd(f"batchnorm::{_name}", _rule, setup_context=_setup)

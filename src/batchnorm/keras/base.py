@@ -10,7 +10,7 @@ import keras
 
 from batchnorm import _axes
 from batchnorm._batch_norm import normalize
-from batchnorm._native import why_not
+from batchnorm.backends import why_not
 from batchnorm._options import Options
 from batchnorm._statistics import initial_value, state_names
 from batchnorm.backends import backend_of
@@ -150,7 +150,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.gamma: keras.Variable | None = None
         self.beta: keras.Variable | None = None
         options = self._options()
-        if options.fused and (reason := why_not()):
+        if options.fused and (reason := why_not(keras.backend.backend())):
             raise ValueError(
                 f"{options.owner}: fused must be None or False here; got True. {reason}"
             )

@@ -1,0 +1,99 @@
+"""The kernels' shared library: found next to this file, loaded once, and held to its ABI."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+ABI_VERSION = 1
+HERE = Path(__file__).parent
+MODES = ("auto", "never", "require")
+
+# The codes of `enum bn_dtype`.
+DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+
+_PROTOTYPES = {  # i int, d double, p pointer, s sizes: after dtype, dims and x come the rest
+    "bn_moments": "isppspppp",
+    "bn_standardize": "isppspppdppip",
+    "bn_forward": "isppsdppippppp",
+    "bn_backward": "ispppsppppdppipippp",
+}
+_TYPES = {
+    "i": ctypes.c_int,
+    "d": ctypes.c_double,
+    "p": ctypes.c_void_p,
+    "s": ctypes.POINTER(ctypes.c_int64),
+}
+
+
+class KernelsUnavailable(RuntimeError):
+    """Why there are no native kernels here, in a sentence."""
+
+
+def mode() -> str:
+    """What the environment variable BATCHNORM_KERNELS asks for: auto, never or require.
+
+    Raises:
+        ValueError: it is set to anything else.
+    """
+    value = os.environ.get("BATCHNORM_KERNELS", "auto")
+    if value not in MODES:
+        raise ValueError(
+            f"batchnorm: the environment variable BATCHNORM_KERNELS must be one of "
+            f"{', '.join(MODES)}; got {value!r}."
+        )
+    return value
+
+
+def path_of(stem: str) -> Path:
+    """The file of a shared library of this package.
+
+    Raises:
+        KernelsUnavailable: it was not built.
+    """
+    suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+    path = HERE / f"{stem}{suffix}"
+    if not path.exists():
+        raise KernelsUnavailable(
+            f"The native kernels were not built ({path.name} is missing): install batchnorm with "
+            "a C++17 compiler at hand."
+        )
+    return path
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The kernels, with the prototypes of kernels/include/batchnorm.h.
+
+    Raises:
+        KernelsUnavailable: BATCHNORM_KERNELS=never, or they were not built, or are of another
+            version.
+    """
+    if mode() == "never":
+        raise KernelsUnavailable("The environment variable BATCHNORM_KERNELS is never.")
+    path = path_of("libbatchnorm_kernels")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelsUnavailable(f"The native kernels cannot be loaded: {error}.") from error
+    found = library.bn_abi_version()
+    if found != ABI_VERSION:
+        raise KernelsUnavailable(
+            f"The native kernels are of ABI version {found}, this package needs {ABI_VERSION}: "
+            "install batchnorm again."
+        )
+    for name, arguments in _PROTOTYPES.items():
+        getattr(library, name).argtypes = [_TYPES[letter] for letter in arguments]
+        getattr(library, name).restype = ctypes.c_int
+    library.bn_error.restype = ctypes.c_char_p
+    library.bn_advise_huge.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
+
+
+def check(library: ctypes.CDLL, code: int) -> None:
+    """Raises what a kernel's return code says."""
+    if code != 0:
+        raise RuntimeError(f"batchnorm kernels: {library.bn_error(code).decode()}")
