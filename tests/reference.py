@@ -191,10 +191,11 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
         scale, bias = (layout.rows(one) for one in o.adjustment(np.shape(x)))
 
     y, dx, corrected = (np.zeros(values.shape) for _ in range(3))
-    upstream = layout.rows(0.0 if dy is None else dy)
+    upstream = np.array(layout.rows(0.0 if dy is None else dy))
     for j, group in enumerate(groups):
         w = weights[group][:, None]
         absent = (w == 0) & ~np.isfinite(values[group])
+        upstream[group] = np.where(absent, 0.0, upstream[group])  # no gradient to anything
         live = batch and measured[j].count != 0
         if live:
             mean, variance, count = measured[j]
@@ -207,7 +208,7 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
         normalized = np.where(absent, 0.0, values[group] - mean) * k
         corrected[group] = (normalized * r + d) * s + b
         y[group] = corrected[group] * gamma + beta
-        q = np.where(absent, 0.0, upstream[group] * gamma * s * r)
+        q = upstream[group] * gamma * s * r
         gradient = k * q
         if live:
             gradient -= k * w / count * (q.sum(0) + normalized * (q * normalized).sum(0))

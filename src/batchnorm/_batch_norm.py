@@ -207,6 +207,8 @@ def normalize(
     old = {name: _row(ops, view, ops.stop_gradient(state[name]), dtype) for name in state}
     weights = combined_weights(ops, options.owner, view, x, dtype, mask, batch_weights)
     values = view.apply(ops, x)
+    if not fused:  # once, so that the parts of a 16-bit derivative add up in float32
+        values = ops.cast(values, dtype)
     live = _known_live(ops, view, weights, batch)
     at_once = live is True and not options.renorm  # nothing between the two big steps needs moments
     if not at_once and (batch is not False or update is not False):
@@ -233,6 +235,10 @@ def normalize(
     if adjusted.varies:  # along reduced dimensions too, where no vector can hold it
         spread = (view.spread(ops, gamma), view.spread(ops, beta))
         y = ops.affine(y, *compose(adjusted.pair, spread), options.activation)
+        if weights is not None:
+            excluded = view.undo(ops, (weights == 0) & ~ops.isfinite(values))
+            y = ops.where(excluded, ops.stop_gradient(y), y)
+    y = ops.cast(y, ops.dtype(x))
 
     if update is False:
         return y, dict(state)

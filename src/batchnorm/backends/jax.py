@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from batchnorm import _native
 from batchnorm._moments import Moments
 from batchnorm.backends import composite
+from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
 
 _ops = sys.modules[__name__]
-UNAVAILABLE: str | None = "The native kernels have no binding for this framework yet."
+UNAVAILABLE = _native.load_operators("jax")
+if UNAVAILABLE is None:
+    from batchnorm._native import jax as kernels
 
 where = jnp.where
 sqrt = jnp.sqrt
@@ -106,12 +111,16 @@ def recomputing() -> bool:
 
 def why_not(x: jax.Array) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
+    if UNAVAILABLE is None and jax.default_backend() != "cpu":
+        return f"The native kernels run on the CPU; JAX runs on {jax.default_backend()}."
     return UNAVAILABLE
 
 
 def moments(x: jax.Array, weights: jax.Array | None, fused: bool) -> Moments:
     """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
-    return composite.moments(_ops, x, weights)
+    if not fused:
+        return composite.moments(_ops, x, weights)
+    return Moments(*kernels.moments(stop_gradient(x), weights))
 
 
 def standardize(
@@ -126,7 +135,12 @@ def standardize(
     fused: bool,
 ) -> jax.Array:
     """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which."""
-    return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
+    if not fused:
+        return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
+    given = vectors(_ops, x, moments, scale, offset, live)
+    constants = (weights, given._replace(scale=None, offset=None))
+    static = (epsilon, ACTIVATIONS[activation], live is False)
+    return _standardize(static, x, (given.scale, given.offset), constants)
 
 
 def forward(
@@ -139,10 +153,15 @@ def forward(
     fused: bool,
 ) -> tuple[jax.Array, Moments]:
     """`moments`, then `standardize` with them: one kernel where it is fused."""
-    measured = moments(x, weights, False)
-    return standardize(
-        x, measured, scale, offset, epsilon, weights, True, activation, False
-    ), measured
+    if not fused:
+        measured = moments(x, weights, False)
+        return standardize(
+            x, measured, scale, offset, epsilon, weights, True, activation, False
+        ), measured
+    _, g, _, c, _ = x.shape
+    affine = tuple(None if v is None else jnp.broadcast_to(v, (g, c)) for v in (scale, offset))
+    y, *measured = _forward((epsilon, ACTIVATIONS[activation], False), x, affine, weights)
+    return y, Moments(*measured)
 
 
 def affine(
@@ -150,3 +169,78 @@ def affine(
 ) -> jax.Array:
     """See `composite.affine`."""
     return composite.affine(_ops, u, scale, offset, activation)
+
+
+# The derivatives. `static` is (epsilon, activation, frozen); `affine` is the pair that has a
+# gradient besides x; weights and moments are constants and get zeros.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _standardize(static: Any, x: Any, affine: Any, constants: Any) -> Any:
+    weights, given = constants
+    given = given._replace(scale=affine[0], offset=affine[1])
+    return kernels.standardize(x, weights, given, *static[:2])
+
+
+def _standardize_save(static: Any, x: Any, affine: Any, constants: Any) -> Any:
+    return _standardize(static, x, affine, constants), (x, affine, constants)
+
+
+def _standardize_derivative(static: Any, saved: Any, dy: Any) -> Any:
+    x, affine, constants = saved
+    dx, d_affine = _backward(static, x, dy, affine, constants)
+    return dx, d_affine, _zeros(constants)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _forward(static: Any, x: Any, affine: Any, weights: Any) -> Any:
+    return tuple(kernels.forward(x, weights, *affine, *static[:2]))
+
+
+def _forward_save(static: Any, x: Any, affine: Any, weights: Any) -> Any:
+    y, mean, remainder, variance, count = _forward(static, x, affine, weights)
+    given = Vectors(mean, remainder, variance, count, None, None, None)
+    return (y, mean, remainder, variance, count), (x, affine, (weights, given))
+
+
+def _forward_derivative(static: Any, saved: Any, upstream: Any) -> Any:
+    x, affine, constants = saved
+    dx, d_affine = _backward(static, x, upstream[0], affine, constants)
+    return dx, d_affine, _zeros(constants[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _backward(static: Any, x: Any, dy: Any, affine: Any, constants: Any) -> Any:
+    weights, given = constants
+    scale, offset = affine
+    given = given._replace(scale=scale, offset=offset)
+    dx, sum_dy, sum_dy_xh = kernels.backward(x, dy, weights, given, *static)
+    return dx, (None if scale is None else sum_dy_xh, None if offset is None else sum_dy)
+
+
+def _backward_save(static: Any, x: Any, dy: Any, affine: Any, constants: Any) -> Any:
+    return _backward(static, x, dy, affine, constants), (x, dy, affine, constants)
+
+
+def _backward_derivative(static: Any, saved: Any, upstream: Any) -> Any:
+    """The derivative of `_backward`, by differentiating the composite path twice."""
+    x, dy, affine, constants = saved
+    weights, given = constants
+
+    def gradients(x: Any, dy: Any, affine: Any) -> Any:
+        def y_of(x: Any, affine: Any) -> Any:
+            full = given._replace(scale=affine[0], offset=affine[1])
+            return recomputed(_ops, x, weights, full, *static)
+
+        return jax.vjp(y_of, x, affine)[1](dy)
+
+    return *jax.vjp(gradients, x, dy, affine)[1](upstream), _zeros(constants)
+
+
+def _zeros(constants: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, constants)
+
+
+_standardize.defvjp(_standardize_save, _standardize_derivative)
+_forward.defvjp(_forward_save, _forward_derivative)
+_backward.defvjp(_backward_save, _backward_derivative)

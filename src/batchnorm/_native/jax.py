@@ -1,0 +1,120 @@
+"""The kernels as JAX functions, without derivatives: calls of XLA FFI targets on the CPU.
+
+x is the view `[A, G, B, C, D]`, weights `[A, G or 1, B, 1, D]` with any size 1 instead, per-channel
+vectors `[G, C]` in the statistics' type, count `[G, 1]`; None is absent.
+
+Importing this module registers the targets; it raises `KernelsUnavailable` where there are none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from batchnorm._native.library import KernelsUnavailable, load, path_of
+
+load()  # its symbols are what the handlers call
+try:
+    _handlers = ctypes.CDLL(str(path_of("libbatchnorm_jax")))
+except OSError as error:
+    raise KernelsUnavailable(f"The JAX binding cannot be loaded: {error}.") from error
+for _name in ("moments", "standardize", "forward", "backward"):
+    jax.ffi.register_ffi_target(
+        f"batchnorm_{_name}",
+        jax.ffi.pycapsule(getattr(_handlers, f"batchnorm_{_name}")),
+        platform="cpu",
+    )
+
+
+def _statistics_type(x: Array) -> Any:
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+def _absent(x: Array, value: Array | None) -> Array:
+    return jnp.zeros((0,), _statistics_type(x)) if value is None else value
+
+
+def _weights(x: Array, weights: Array | None) -> Array:
+    if weights is None:
+        return jnp.zeros((0, 0, 0, 0), _statistics_type(x))
+    a, g, b, _, d = weights.shape
+    return weights.astype(_statistics_type(x)).reshape(a, g, b, d)
+
+
+def _call(name: str, results: list[Any], operands: list[Array], **attributes: Any) -> Any:
+    call = jax.ffi.ffi_call(f"batchnorm_{name}", results, vmap_method="sequential")
+    return call(*operands, **attributes)
+
+
+def _vectors(x: Array, count: int) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((x.shape[1], x.shape[3]), _statistics_type(x))] * count
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _count(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((x.shape[1], 1), _statistics_type(x))
+
+
+def moments(x: Array, weights: Array | None) -> list[Array]:
+    return _call("moments", [*_vectors(x, 3), _count(x)], [x, _weights(x, weights)])
+
+
+def standardize(
+    x: Array,
+    weights: Array | None,
+    given: Any,
+    epsilon: float,
+    activation: int,
+) -> Array:
+    operands = [given.mean, given.remainder, given.variance, given.scale, given.offset]
+    (y,) = _call(
+        "standardize",
+        [_like(x)],
+        [x, _weights(x, weights), *(_absent(x, one) for one in operands)],
+        epsilon=epsilon,
+        activation=activation,
+    )
+    return y
+
+
+def forward(
+    x: Array,
+    weights: Array | None,
+    scale: Array | None,
+    offset: Array | None,
+    epsilon: float,
+    activation: int,
+) -> list[Array]:
+    return _call(
+        "forward",
+        [_like(x), *_vectors(x, 3), _count(x)],
+        [x, _weights(x, weights), _absent(x, scale), _absent(x, offset)],
+        epsilon=epsilon,
+        activation=activation,
+    )
+
+
+def backward(
+    x: Array,
+    dy: Array,
+    weights: Array | None,
+    given: Any,
+    epsilon: float,
+    activation: int,
+    frozen: bool,
+) -> list[Array]:
+    return _call(
+        "backward",
+        [_like(x), *_vectors(x, 2)],
+        [x, dy, _weights(x, weights), *(_absent(x, one) for one in given)],
+        epsilon=epsilon,
+        activation=activation,
+        frozen=frozen,
+    )
