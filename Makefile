@@ -1,0 +1,97 @@
+# The same commands at hand and in CI. The first two need only Python and this file:
+#   make demo    train on real digits with and without batch normalization (JAX)
+#   make test    every test on TensorFlow, JAX and PyTorch
+# Overridable: PYTHON, VENV, BACKENDS, TEST_WORKERS, PYTEST_ARGS, DEMO_ARGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+BACKENDS ?= tensorflow jax torch
+TEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+LOGS := build/test
+SUITES := core $(BACKENDS)
+# Test workers are the parallelism; threads inside each would only fight over the same cores.
+ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
+QUIET := TF_CPP_MIN_LOG_LEVEL=2
+comma := ,
+empty :=
+space := $(empty) $(empty)
+# tests/conftest.py fails the run when one of these cannot be imported.
+REQUESTED := BATCHNORM_TEST_BACKENDS
+ALL_REQUESTED := $(subst $(space),$(comma),$(strip $(BACKENDS)))
+PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
+
+.PHONY: help demo test summary lint format types bench clean $(addprefix test-,$(SUITES))
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is older than what it was made from when either file changed: then pip runs again.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[jax,demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[all,test]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## set up what is missing, then train on real digits
+	$(QUIET) $(BIN)/batchnorm demo $(DEMO_ARGS)
+
+# Every suite runs although an earlier one failed, so that one run tells everything.
+test: $(VENV)/.test  ## set up what is missing, then every test on every backend
+	@rm -rf $(LOGS); failed=0; \
+	for suite in $(SUITES); do \
+	  $(MAKE) --no-print-directory test-$$suite || failed=1; \
+	done; \
+	$(MAKE) --no-print-directory summary && exit $$failed
+
+# Keras reads its backend once, at import: one process per backend, and one for all the rest.
+test-core: $(VENV)/.test  ## the tests that need no Keras backend
+	@mkdir -p $(LOGS); echo "== core"
+	@$(ONE_THREAD) $(QUIET) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) -m 'not keras' $(PYTEST_ARGS) \
+	  2>&1 | tee $(LOGS)/core.log
+
+$(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.test
+	@mkdir -p $(LOGS); echo "== Keras on $*"
+	@$(ONE_THREAD) $(QUIET) $(REQUESTED)=$* KERAS_BACKEND=$* \
+	  $(PYTEST) -m keras $(PYTEST_ARGS) 2>&1 | tee $(LOGS)/$*.log
+
+# A suite whose log does not close on "N passed" did not run: that fails too.
+summary:  ## the closing line of each suite of the last `make test`
+	@missing=0; \
+	for suite in $(SUITES); do \
+	  line=$$(grep -hE '[0-9]+ (passed|failed|error)' $(LOGS)/$$suite.log 2>/dev/null | tail -n 1); \
+	  printf '%-12s%s\n' "$$suite" "$${line:-did not run}"; \
+	  grep -qE '[0-9]+ passed' <<<"$$line" || missing=1; \
+	done; \
+	exit $$missing
+
+lint: $(VENV)/.test  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.test  ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/.test  ## mypy
+	$(BIN)/mypy
+
+bench: $(VENV)/.test  ## every benchmark
+	@for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+
+clean:  ## remove everything that these commands made
+	rm -rf $(VENV) build dist batchnorm-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
