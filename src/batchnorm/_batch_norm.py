@@ -213,8 +213,10 @@ def normalize(
     at_once = live is True and not options.renorm  # nothing between the two big steps needs moments
     if not at_once and (batch is not False or update is not False):
         measured = ops.moments(values, weights, fused)
+    trains: bool | Tensor = True
     if live is None:
         live = (measured.count != 0) & batch
+        trains = live if batch is True else live | ~batch
 
     correction: Affine = (None, None)
     if options.renorm and live is not False:
@@ -222,7 +224,8 @@ def normalize(
     adjusted = adjustment(ops, options, view, x, dtype, live, batch)
     affine, activation = correction, None
     if not adjusted.varies:
-        affine = compose(compose(correction, adjusted.pair), (gamma, beta))
+        outer = (_training(ops, gamma, trains), _training(ops, beta, trains))
+        affine = compose(compose(correction, adjusted.pair), outer)
         activation = options.activation
     if at_once:
         y, measured = ops.forward(values, *affine, options.epsilon, weights, activation, fused)
@@ -233,8 +236,9 @@ def normalize(
         )
     y = view.undo(ops, y)
     if adjusted.varies:  # along reduced dimensions too, where no vector can hold it
-        spread = (view.spread(ops, gamma), view.spread(ops, beta))
-        y = ops.affine(y, *compose(adjusted.pair, spread), options.activation)
+        trains = trains if trains is True else view.spread_groups(ops, trains)
+        spread = [_training(ops, view.spread(ops, v), trains) for v in (gamma, beta)]
+        y = ops.affine(y, *compose(adjusted.pair, (spread[0], spread[1])), options.activation)
         if weights is not None:
             excluded = view.undo(ops, (weights == 0) & ~ops.isfinite(values))
             y = ops.where(excluded, ops.stop_gradient(y), y)
@@ -251,16 +255,26 @@ def normalize(
 
 def _resolve_training(ops: Any, training: Any, owner: str) -> bool | Tensor:
     """True, False, or a boolean scalar tensor that is not known yet."""
-    rule = f"{owner}: training must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
+
+    def refusal(error: type[Exception]) -> Exception:
+        return error(
+            f"{owner}: training must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
+        )
+
     if training is None:
         return False
-    if isinstance(training, numbers.Integral):  # bool is one
-        if training not in (0, 1):
-            raise ValueError(rule)
-        return bool(training)
-    if not ops.is_tensor(training) and not hasattr(training, "__array__"):
-        raise TypeError(rule)
-    return ops.concrete_bool(training)
+    known: Any = training
+    if not isinstance(training, numbers.Integral):  # bool is one
+        if not ops.is_tensor(training) and not hasattr(training, "__array__"):
+            raise refusal(TypeError)
+        if tuple(training.shape) != ():
+            raise refusal(ValueError)
+        known = ops.concrete(training)
+        if known is None:
+            return ops.cast(training, "bool")
+    if known not in (0, 1):
+        raise refusal(ValueError)
+    return bool(known)
 
 
 def _view(
@@ -363,6 +377,13 @@ def _used(ops: Any, live: bool | Tensor, measured: Moments | None, state: State)
         ops.where(live, measured.variance, state["moving_variance"]),
         measured.count,
     )
+
+
+def _training(ops: Any, parameter: Tensor | None, trains: bool | Tensor) -> Tensor | None:
+    """gamma or beta, constant for the groups without values: these must not train anything."""
+    if parameter is None or trains is True:
+        return parameter
+    return ops.where(trains, parameter, ops.stop_gradient(parameter))
 
 
 def _constant(ops: Any, moments: Moments) -> Moments:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numbers
 from typing import Any, NamedTuple
 
-from batchnorm._axes import View
+from batchnorm._axes import View, product
 from batchnorm._moments import Moments
 from batchnorm._options import CLIPPING_KEYS, Options
 from batchnorm._statistics import State
@@ -81,7 +81,13 @@ def _clipping(ops: Any, options: Options, state: State) -> dict[str, Any]:
             value = value(ops.cast(state["num_updates"], ops.dtype(like)))
         if not isinstance(value, numbers.Real):
             value = ops.cast(ops.asarray(value, like), ops.dtype(like))
-            if ops.shape(value):
+            if given := ops.shape(value):
+                if product(given) != product(ops.shape(like)):
+                    raise ValueError(
+                        f"{options.owner}: renorm_clipping must hold scalars or one value per "
+                        f"channel, {product(ops.shape(like))} of them; got {name} of shape "
+                        f"{tuple(given)}."
+                    )
                 value = ops.reshape(value, ops.shape(like))
         bounds[name] = value
     return bounds

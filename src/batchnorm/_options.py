@@ -119,6 +119,11 @@ class Options:
                 f"{self.owner}: renorm_clipping must have no other keys than rmax, rmin, dmax; "
                 f"got {unknown}."
             )
+        if strings := {k: v for k, v in clipping.items() if isinstance(v, (str, bool))}:
+            raise TypeError(
+                f"{self.owner}: renorm_clipping must hold numbers, tensors or functions of the "
+                f"step; got {strings}."
+            )
         static = {k: v for k, v in clipping.items() if isinstance(v, numbers.Real)}
         if any(math.isnan(value) for value in static.values()):
             raise ValueError(f"{self.owner}: renorm_clipping must hold no NaN; got {clipping!r}.")

@@ -65,7 +65,7 @@ def remember(
             ops.all(finite | ~(filled & update)),
             FloatingPointError,
             f"{options.owner}: the batch must have a finite mean and variance; got NaN or infinity "
-            'in at least one channel. Clean the input, or use on_nonfinite="skip" to leave such '
+            "in at least one channel. Clean the input, or use on_nonfinite='skip' to leave such "
             "channels out of the moving statistics.",
             mean,
         )

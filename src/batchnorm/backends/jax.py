@@ -80,10 +80,9 @@ def pin(x: jax.Array, dtype: str) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits & -2, dtype)
 
 
-def concrete_bool(value: Any) -> bool | jax.Array:
-    if isinstance(value, jax.core.Tracer):
-        return value.astype(bool)
-    return bool(value)
+def concrete(value: Any) -> Any:
+    """The number in a scalar; None where only the compiled program will know it."""
+    return None if isinstance(value, jax.core.Tracer) else value.item()
 
 
 def check(condition: Any, error: type[Exception], message: str, value: jax.Array) -> jax.Array:
@@ -101,7 +100,18 @@ def check(condition: Any, error: type[Exception], message: str, value: jax.Array
 
 
 def check_one_replica(owner: str) -> None:
-    """Nothing to check: under jit with a sharded batch statistics are global by construction."""
+    """Under jit with a sharded batch statistics are global by construction; per axis they are not.
+
+    Raises:
+        RuntimeError: this runs per device or per example, inside shard_map, pmap or vmap.
+    """
+    # JAX 0.10 has no public name for this.
+    axes = sorted(str(axis) for axis in jax._src.core.get_axis_env().axis_sizes)
+    if axes:
+        raise RuntimeError(
+            f"{owner}: synchronized must be False inside shard_map, pmap or a named vmap in this "
+            f"version; got True inside the axes {axes}."
+        )
 
 
 def recomputing() -> bool:

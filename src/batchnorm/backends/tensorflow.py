@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 import tensorflow as tf
 
+from batchnorm import _native
 from batchnorm._moments import Moments
 from batchnorm.backends import composite
+from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
 
 _ops = sys.modules[__name__]
-UNAVAILABLE: str | None = "The native kernels have no binding for this framework yet."
+UNAVAILABLE = _native.load_operators("tensorflow")
+if UNAVAILABLE is None:
+    from batchnorm._native import tensorflow as kernels
 
 where = tf.where
 sqrt = tf.sqrt
@@ -75,10 +79,10 @@ def pin(x: tf.Tensor, dtype: str) -> tf.Tensor:
     return tf.cast(x, dtype)  # the rounding from float64 is one that XLA keeps
 
 
-def concrete_bool(value: Any) -> bool | tf.Tensor:
-    value = tf.convert_to_tensor(value)
-    known = tf.get_static_value(value)
-    return tf.cast(value, tf.bool) if known is None else bool(known)
+def concrete(value: Any) -> Any:
+    """The number in a scalar; None where only the graph's run will know it."""
+    known = tf.get_static_value(tf.convert_to_tensor(value))
+    return None if known is None else known.item()
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
@@ -109,23 +113,48 @@ def recomputing() -> bool:
 
     TensorFlow (2.21) sets no mark, so the callers' names have to tell.
     """
+    return any(
+        frame.f_code.co_name == "inner_recompute_grad" for frame in _callers("custom_gradient.py")
+    )
+
+
+def _callers(file: str) -> Iterator[FrameType]:
+    """The frames of functions in a file of this name that wait for the one that runs."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        if code.co_name == "inner_recompute_grad" and "custom_gradient" in code.co_filename:
-            return True
+        if frame.f_code.co_filename.endswith(file):
+            yield frame
         frame = frame.f_back
-    return False
 
 
 def why_not(x: tf.Tensor) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
+    if UNAVAILABLE is None and _compiles_with_xla():
+        return "XLA (jit_compile=True) cannot hold the native kernels."
+    if UNAVAILABLE is None and tf.config.list_physical_devices("GPU"):
+        return "The native kernels run on the CPU; TensorFlow has a GPU here."
     return UNAVAILABLE
+
+
+def _compiles_with_xla() -> bool:
+    """Whether a tf.function with jit_compile=True is being traced.
+
+    A graph does not know what will compile it (TensorFlow 2.21); the tracer, which waits for it,
+    holds the function's attributes.
+    """
+    if tf.executing_eagerly():
+        return False
+    options = (
+        frame.f_locals.get("tracing_options") for frame in _callers("tracing_compilation.py")
+    )
+    return any((getattr(one, "attributes", None) or {}).get("_XlaMustCompile") for one in options)
 
 
 def moments(x: tf.Tensor, weights: tf.Tensor | None, fused: bool) -> Moments:
     """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
-    return composite.moments(_ops, x, weights)
+    if not fused:
+        return composite.moments(_ops, x, weights)
+    return Moments(*kernels.moments(tf.stop_gradient(x), weights))
 
 
 def standardize(
@@ -140,7 +169,10 @@ def standardize(
     fused: bool,
 ) -> tf.Tensor:
     """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which."""
-    return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
+    if not fused:
+        return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
+    given = vectors(_ops, x, moments, scale, offset, live)
+    return kernels.standardize(x, weights, given, epsilon, ACTIVATIONS[activation], live is False)
 
 
 def forward(
@@ -153,10 +185,15 @@ def forward(
     fused: bool,
 ) -> tuple[tf.Tensor, Moments]:
     """`moments`, then `standardize` with them: one kernel where it is fused."""
-    measured = moments(x, weights, False)
-    return standardize(
-        x, measured, scale, offset, epsilon, weights, True, activation, False
-    ), measured
+    if not fused:
+        measured = moments(x, weights, False)
+        return standardize(
+            x, measured, scale, offset, epsilon, weights, True, activation, False
+        ), measured
+    _, g, _, c, _ = shape(x)
+    scale, offset = (None if v is None else tf.broadcast_to(v, (g, c)) for v in (scale, offset))
+    y, *measured = kernels.forward(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
+    return y, Moments(*measured)
 
 
 def affine(
@@ -164,3 +201,72 @@ def affine(
 ) -> tf.Tensor:
     """See `composite.affine`."""
     return composite.affine(_ops, u, scale, offset, activation)
+
+
+def _standardize_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
+    x, weights, *given, epsilon = op.inputs
+    dx, sum_dy, sum_dy_xh = kernels.backward(
+        x,
+        dy,
+        weights,
+        *given,
+        epsilon,
+        activation=op.get_attr("activation"),
+        frozen=op.get_attr("frozen"),
+    )
+    *_, scale, offset, _ = given
+    d_scale, d_offset = _present(scale, sum_dy_xh), _present(offset, sum_dy)
+    return [dx, None, None, None, None, None, d_scale, d_offset, None, None]
+
+
+def _forward_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
+    x, weights, scale, offset, epsilon = op.inputs
+    _, mean, remainder, variance, count = op.outputs
+    live = tf.zeros((0,), mean.dtype)  # absent: all of them
+    operands = (x, dy, weights, mean, remainder, variance, count, scale, offset, live, epsilon)
+    dx, sum_dy, sum_dy_xh = kernels.backward(
+        *operands, activation=op.get_attr("activation"), frozen=False
+    )
+    return [dx, None, _present(scale, sum_dy_xh), _present(offset, sum_dy), None]
+
+
+def _present(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor | None:
+    """The gradient of a vector, unless it was absent and so has another shape."""
+    return gradient if vector.shape.rank == 2 else None
+
+
+def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
+    """The derivative of the backward kernel, by differentiating the composite path twice."""
+    x, dy, weights, *given, epsilon = op.inputs
+    absent = [vector.shape.rank == 1 for vector in given]
+    named = Vectors(*(None if not_there else v for v, not_there in zip(given, absent, strict=True)))
+    w = None if weights.shape.num_elements() == 0 else tf.expand_dims(weights, 3)
+    scale, offset = (
+        fill(named.mean) if vector is None else vector
+        for fill, vector in ((tf.ones_like, named.scale), (tf.zeros_like, named.offset))
+    )
+    eps = tf.cast(epsilon, named.mean.dtype)
+    how = (eps, op.get_attr("activation"), op.get_attr("frozen"))
+    inputs = [x, dy, scale, offset]
+    with tf.GradientTape() as outer:
+        outer.watch(inputs)
+        with tf.GradientTape() as inner:
+            inner.watch(inputs)
+            y = recomputed(_ops, x, w, named._replace(scale=scale, offset=offset), *how)
+        dx, sum_dy_xh, sum_dy = inner.gradient(y, [x, scale, offset], dy)
+        total = tf.add_n(
+            [
+                tf.reduce_sum(tf.cast(u * v, named.mean.dtype))
+                for u, v in zip(upstream, (dx, sum_dy, sum_dy_xh), strict=True)
+            ]
+        )
+    d_x, d_dy, d_scale, d_offset = outer.gradient(total, inputs)
+    d_scale = None if named.scale is None else d_scale
+    d_offset = None if named.offset is None else d_offset
+    return [d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None]
+
+
+if UNAVAILABLE is None:
+    tf.RegisterGradient("BatchnormStandardize")(_standardize_gradient)
+    tf.RegisterGradient("BatchnormForward")(_forward_gradient)
+    tf.RegisterGradient("BatchnormBackward")(_backward_gradient)

@@ -77,16 +77,16 @@ def pin(x: torch.Tensor, dtype: str) -> torch.Tensor:
     return cast(x, dtype)
 
 
-def concrete_bool(value: Any) -> bool | torch.Tensor:
-    if torch.compiler.is_compiling() and is_tensor(value):
-        return value.to(torch.bool)
-    return bool(value)
+def concrete(value: Any) -> Any:
+    """The number in a scalar; None where only the compiled program will know it."""
+    return None if torch.compiler.is_compiling() and is_tensor(value) else value.item()
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
     """value, unless the condition is false: then the error (RuntimeError where compiled)."""
     if torch.compiler.is_compiling():
-        torch._assert_async(condition, message)
+        # Inductor (torch 2.13) pastes the message into a C++ string literal as it stands
+        torch._assert_async(condition, message.replace(chr(34), chr(39)))
     elif not condition:
         raise error(message)
     return value

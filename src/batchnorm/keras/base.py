@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -118,7 +119,9 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
             raise TypeError(
                 f"{type(self).__name__}: the keyword arguments must be known ones; got {unknown}."
             )
-        # Not Keras' own constructor: it knows one axis and one engine for `synchronized`.
+        # Not Keras' own constructor: it knows one axis and one engine for `synchronized`. `call`
+        # casts the input itself: Keras' autocast would round `batch_weights` to 16 bits as well.
+        kwargs["autocast"] = False
         keras.layers.Layer.__init__(self, name=name, trainable=trainable, **kwargs)
         self.axis = axis
         self.momentum = momentum
@@ -149,6 +152,8 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.supports_masking = True
         self.gamma: keras.Variable | None = None
         self.beta: keras.Variable | None = None
+        self.moving_mean: keras.Variable | None = None
+        self.moving_variance: keras.Variable | None = None
         options = self._options()
         if options.fused and (reason := why_not(keras.backend.backend())):
             raise ValueError(
@@ -158,7 +163,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     def _options(self) -> Options:
         """The options as they are now: attributes may be set at any time, and are checked again."""
         return Options(
-            **{name: getattr(self, name) for name in _OPTIONS},
+            **{name: _current(getattr(self, name)) for name in _OPTIONS},
             owner=f"{type(self).__name__} {self.name!r}",
         )
 
@@ -234,7 +239,30 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         mask: Any = None,
         batch_weights: Any = None,
     ) -> Any:
+        return self._call(lambda function: function, inputs, training, mask, batch_weights)
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """Under `keras.RematScope`: recomputes the arithmetic alone, so state moves once.
+
+        Keras (3.15) recomputes the whole call, which fails on TensorFlow (keyword arguments) and
+        JAX (leaked tracers) and updates the statistics twice on torch.
+        """
+        if super().rematerialized_call(layer_call, *args, **kwargs) is layer_call:
+            return layer_call
+        return functools.partial(self._call, keras.remat)
+
+    def _call(
+        self,
+        transform: Callable[[Any], Any],
+        inputs: Any,
+        training: Any = None,
+        mask: Any = None,
+        batch_weights: Any = None,
+    ) -> Any:
+        """`call`, with a transformation such as `keras.remat` around what is pure in it."""
         options = self._options()
+        if mask is None:  # Keras passes it on only where no other argument is a tensor
+            mask = getattr(inputs, "_keras_mask", None)
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         parameters = {
             name: variable.value
@@ -243,19 +271,17 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         }
         names = (*state_names(options), *_COUNTERS)
         state = {name: getattr(self, name).value for name in names}
-        outputs, new_state = normalize(
-            options,
-            inputs,
-            parameters,
-            state,
-            training if self.trainable else False,
-            mask,
-            batch_weights,
-        )
+        training = training if self.trainable else False
+
+        def function(inputs: Any, *vectors: Any) -> tuple[Any, dict[str, Any]]:
+            given = dict(zip(parameters, vectors, strict=True))
+            outputs, new = normalize(options, inputs, given, state, training, mask, batch_weights)
+            return outputs, {name: new[name] for name in names if new[name] is not state[name]}
+
+        outputs, changed = transform(function)(inputs, *parameters.values())
         if not backend_of(inputs).recomputing():
-            for name in names:
-                if new_state[name] is not state[name]:
-                    getattr(self, name).assign(new_state[name])
+            for name, value in changed.items():
+                getattr(self, name).assign(value)
         return outputs
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -267,10 +293,12 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         then renorm's and zero_debias'.
 
         The counters `num_updates` and `skipped_updates` are among `variables`, like Keras' random
-        seeds, so that `get_weights` and `set_weights` fit Keras' own layer.
+        seeds, so that `get_weights` and `set_weights` fit Keras' own layer; so are the variables
+        that were given as options.
         """
-        counters = {id(getattr(self, name, None)) for name in _COUNTERS}
-        return [variable for variable in super().weights if id(variable) not in counters]
+        hidden = [getattr(self, name, None) for name in _COUNTERS]
+        hidden += [self.momentum, self.renorm_momentum, *(self.renorm_clipping or {}).values()]
+        return [one for one in super().weights if all(one is not other for other in hidden)]
 
     def save_own_variables(self, store: Any) -> None:
         for index, variable in enumerate(self.weights):
@@ -328,6 +356,13 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
                 for key, value in clipping.items()
             }
         return cls(**config)
+
+
+def _current(value: Any) -> Any:
+    """The value of an option with Keras variables in it as tensors, traced ones under a trace."""
+    if isinstance(value, Mapping):
+        return {key: _current(one) for key, one in value.items()}
+    return value.value if isinstance(value, keras.Variable) else value
 
 
 def _plain(value: Any) -> Any:

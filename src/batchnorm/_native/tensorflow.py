@@ -1,0 +1,86 @@
+"""The kernels as TensorFlow ops, without gradients: BatchnormMoments, -Standardize, ...
+
+x is the view `[A, G, B, C, D]`, weights `[A, G or 1, B, 1, D]` with any size 1 instead, per-channel
+vectors `[G, C]` in the statistics' type, count `[G, 1]`; None is absent.
+
+Importing this module loads the ops; it raises `KernelsUnavailable` where there are none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from batchnorm._native.library import KernelsUnavailable, load, path_of
+
+load()  # its symbols are what the ops call
+try:
+    _ops = tf.load_op_library(str(path_of("libbatchnorm_tensorflow")))
+except (tf.errors.NotFoundError, tf.errors.OpError) as error:
+    raise KernelsUnavailable(
+        f"The TensorFlow binding cannot be loaded: {error.message}."
+    ) from error
+
+
+def _statistics_type(x: tf.Tensor) -> tf.DType:
+    return tf.float64 if x.dtype == tf.float64 else tf.float32
+
+
+def _given(x: tf.Tensor, value: tf.Tensor | None) -> tf.Tensor:
+    return tf.zeros((0,), _statistics_type(x)) if value is None else value
+
+
+def _weights(x: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+    if weights is None:
+        return tf.zeros((0, 0, 0, 0), _statistics_type(x))
+    return tf.cast(tf.squeeze(weights, 3), _statistics_type(x))
+
+
+def _epsilon(epsilon: Any) -> tf.Tensor:
+    return tf.convert_to_tensor(epsilon, tf.float64)
+
+
+def moments(x: tf.Tensor, weights: tf.Tensor | None) -> Any:
+    return _ops.batchnorm_moments(x=x, weights=_weights(x, weights))
+
+
+def standardize(
+    x: tf.Tensor,
+    weights: tf.Tensor | None,
+    given: Any,
+    epsilon: float,
+    activation: int,
+    frozen: bool,
+) -> tf.Tensor:
+    return _ops.batchnorm_standardize(
+        x=x,
+        weights=_weights(x, weights),
+        **{name: _given(x, value) for name, value in given._asdict().items()},
+        epsilon=_epsilon(epsilon),
+        activation=activation,
+        frozen=frozen,
+    )
+
+
+def forward(
+    x: tf.Tensor,
+    weights: tf.Tensor | None,
+    scale: tf.Tensor | None,
+    offset: tf.Tensor | None,
+    epsilon: float,
+    activation: int,
+) -> Any:
+    return _ops.batchnorm_forward(
+        x=x,
+        weights=_weights(x, weights),
+        scale=_given(x, scale),
+        offset=_given(x, offset),
+        epsilon=_epsilon(epsilon),
+        activation=activation,
+    )
+
+
+def backward(*operands: tf.Tensor, activation: int, frozen: bool) -> Any:
+    """Operands as the op has them: x, dy, weights, the seven vectors, epsilon."""
+    return _ops.batchnorm_backward(*operands, activation=activation, frozen=frozen)
