@@ -38,13 +38,16 @@ help:  ## this list
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp is older than what it was made from when either file changed: then pip runs again.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[jax,demo]'
+# What an installation is made of: a stamp that is older than one of them makes pip run again. The
+# package is installed as a user would, kernels and all; build/ keeps what was compiled.
+SOURCES := pyproject.toml constraints.txt $(shell find src kernels -type f -name '*.*' ! -name '*.pyc')
+
+$(VENV)/.demo: $(SOURCES) | $(BIN)/python
+	$(PIP) '.[jax,demo]'
 	@touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[all,test]'
+$(VENV)/.test: $(SOURCES) | $(BIN)/python
+	$(PIP) '.[all,test]'
 	@touch $@
 
 demo: $(VENV)/.demo  ## set up what is missing, then train on real digits

@@ -1,153 +1,158 @@
-// The kernels as XLA FFI handlers for the CPU. Operands and results are the arguments of the C functions in order.
+// The kernels as XLA FFI handlers for the CPU, for JAX.
 //
-// x is [A, G, B, C, D]; weights are [A', G', B', D'] with each size full or 1, or of size 0 for none; vectors are
-// [G, C], count is [G, 1]; an absent vector has size 0. Sizes and types are checked here: a kernel is never given
-// memory that it may not touch.
-#include <string>
+// The structures of XLA's FFI that a handler reads are declared here in their published layout (version 0.x), so that
+// building needs no JAX and one binary serves its versions: it answers with the version that it is asked by. Operands and
+// results are those of bindings/checked.h; epsilon, activation and frozen are attributes.
+#include <cstring>
 
-#include "batchnorm.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "checked.h"
 
 namespace {
 
-struct Call {
-  int dtype = -1;
-  int64_t dims[5] = {0, 0, 0, 0, 0};
-  int64_t wdims[4] = {0, 0, 0, 0};
-  ffi::DataType statistics = ffi::DataType::F32;
-  std::string problem;
+using batchnorm::Array;
+using batchnorm::Extra;
 
-  explicit Call(const ffi::AnyBuffer& x) {
-    switch (x.element_type()) {
-      case ffi::DataType::F32: dtype = BN_FLOAT32; break;
-      case ffi::DataType::F64: dtype = BN_FLOAT64; statistics = ffi::DataType::F64; break;
-      case ffi::DataType::F16: dtype = BN_FLOAT16; break;
-      case ffi::DataType::BF16: dtype = BN_BFLOAT16; break;
-      default: problem = "x must be float16, bfloat16, float32 or float64"; return;
-    }
-    if (x.dimensions().size() != 5) {
-      problem = "x must have five dimensions";
-      return;
-    }
-    for (int i = 0; i < 5; ++i) dims[i] = x.dimensions()[i];
-  }
-
-  void fail(const char* name, const char* rule) {
-    if (problem.empty()) problem = std::string(name) + " must " + rule;
-  }
-
-  // Like x in every size and in type.
-  template <typename Buffer>
-  void like_x(const Buffer& buffer, const ffi::AnyBuffer& x, const char* name) {
-    bool same = buffer.element_type() == x.element_type() && buffer.dimensions().size() == 5;
-    for (int i = 0; same && i < 5; ++i) same = buffer.dimensions()[i] == dims[i];
-    if (!same) fail(name, "be like x");
-  }
-
-  // A vector of the statistics' type, or NULL for an absent one.
-  template <typename Buffer>
-  void* vector(Buffer&& buffer, const char* name, bool optional = false, bool per_group = false) {
-    if (optional && buffer.element_count() == 0 && dims[1] * dims[3] != 0) return nullptr;
-    const int64_t expected = dims[1] * (per_group ? 1 : dims[3]);
-    if (buffer.element_type() != statistics) fail(name, "have the type of the statistics");
-    if ((int64_t)buffer.element_count() != expected) fail(name, "have one element per group and channel");
-    return buffer.untyped_data();
-  }
-
-  void* weights(const ffi::AnyBuffer& w) {
-    if (w.dimensions().size() != 4) {
-      fail("weights", "have four dimensions");
-      return nullptr;
-    }
-    const int64_t full[4] = {dims[0], dims[1], dims[2], dims[4]};
-    bool none = true;
-    for (int i = 0; i < 4; ++i) none = none && w.dimensions()[i] == 0;
-    if (none) return nullptr;
-    if (w.element_type() != statistics) fail("weights", "have the type of the statistics");
-    for (int i = 0; i < 4; ++i) {
-      wdims[i] = w.dimensions()[i];
-      if (wdims[i] != full[i] && wdims[i] != 1) fail("weights", "broadcast to x");
-    }
-    return w.untyped_data();
-  }
-
-  ffi::Error run(int code) const { return code == BN_OK ? ffi::Error::Success() : ffi::Error::InvalidArgument(bn_error(code)); }
-  ffi::Error refuse() const { return ffi::Error::InvalidArgument("batchnorm kernels: " + problem); }
+struct Extension {
+  size_t size;
+  int type;  // 1 for a question about the handler
+  Extension* next;
+};
+struct Version {
+  size_t size;
+  Extension* extension;
+  int major, minor;
+};
+struct Metadata {
+  size_t size;
+  Version version;
+  uint32_t traits;
+  int64_t state_type;  // of no state: 0; absent in older versions
+};
+struct MetadataQuestion {
+  Extension base;
+  Metadata* metadata;
+};
+struct ErrorArguments {
+  size_t size;
+  Extension* extension;
+  const char* message;
+  int code;
+};
+struct Api {
+  size_t size;
+  Extension* extension;
+  Version version;
+  const void* internal;
+  void* (*create_error)(ErrorArguments*);
+};
+struct Buffer {
+  size_t size;
+  Extension* extension;
+  int type;
+  void* data;
+  int64_t rank;
+  int64_t* dims;
+};
+struct Buffers {
+  size_t size;
+  Extension* extension;
+  int64_t count;
+  int* types;
+  Buffer** buffers;
+};
+struct Name {
+  const char* text;
+  size_t length;
+};
+struct Scalar {
+  int type;
+  void* value;
+};
+struct Attributes {
+  size_t size;
+  Extension* extension;
+  int64_t count;
+  int* types;
+  Name** names;
+  Scalar** values;
+};
+struct Frame {
+  size_t size;
+  Extension* extension;
+  const Api* api;
+  void* context;
+  int stage;
+  Buffers arguments, results;
+  Attributes attributes;
 };
 
-using In = ffi::AnyBuffer;
-using Out = ffi::Result<ffi::AnyBuffer>;
+constexpr int kInvalidArgument = 3, kScalar = 3, kMost = 10;
 
-ffi::Error moments(In x, In w, Out mean, Out remainder, Out variance, Out count) {
-  Call call(x);
-  void* weights = call.weights(w);
-  void* out[4] = {call.vector(*mean, "mean"), call.vector(*remainder, "remainder"), call.vector(*variance, "variance"),
-                  call.vector(*count, "count", false, true)};
-  if (!call.problem.empty()) return call.refuse();
-  return call.run(bn_moments(call.dtype, call.dims, x.untyped_data(), weights, call.wdims, out[0], out[1], out[2], out[3]));
+int type_code(int xla_type) {
+  switch (xla_type) {
+    case 11: return BN_FLOAT32;
+    case 12: return BN_FLOAT64;
+    case 10: return BN_FLOAT16;
+    case 16: return BN_BFLOAT16;
+    default: return -1;
+  }
 }
 
-ffi::Error standardize(In x, In w, In mean, In remainder, In variance, In scale, In offset, Out y, double epsilon,
-                       int64_t activation) {
-  Call call(x);
-  void* weights = call.weights(w);
-  void* in[5] = {call.vector(mean, "mean"), call.vector(remainder, "remainder", true), call.vector(variance, "variance"),
-                 call.vector(scale, "scale", true), call.vector(offset, "offset", true)};
-  call.like_x(*y, x, "y");
-  if (!call.problem.empty()) return call.refuse();
-  bn_advise_huge(y->untyped_data(), y->size_bytes());
-  return call.run(bn_standardize(call.dtype, call.dims, x.untyped_data(), weights, call.wdims, in[0], in[1], in[2], epsilon,
-                                 in[3], in[4], (int)activation, y->untyped_data()));
+void* refuse(const Frame* frame, const std::string& message) {
+  ErrorArguments arguments = {sizeof(ErrorArguments), nullptr, message.c_str(), kInvalidArgument};
+  return frame->api->create_error(&arguments);
 }
 
-ffi::Error forward(In x, In w, In scale, In offset, Out y, Out mean, Out remainder, Out variance, Out count, double epsilon,
-                   int64_t activation) {
-  Call call(x);
-  void* weights = call.weights(w);
-  void* in[2] = {call.vector(scale, "scale", true), call.vector(offset, "offset", true)};
-  void* out[4] = {call.vector(*mean, "mean"), call.vector(*remainder, "remainder"), call.vector(*variance, "variance"),
-                  call.vector(*count, "count", false, true)};
-  call.like_x(*y, x, "y");
-  if (!call.problem.empty()) return call.refuse();
-  bn_advise_huge(y->untyped_data(), y->size_bytes());
-  return call.run(bn_forward(call.dtype, call.dims, x.untyped_data(), weights, call.wdims, epsilon, in[0], in[1],
-                             (int)activation, out[0], out[1], out[2], out[3], y->untyped_data()));
+void* answer(const Frame* frame, MetadataQuestion* question) {
+  Metadata* metadata = question->metadata;
+  metadata->version = {sizeof(Version), nullptr, frame->api->version.major, frame->api->version.minor};
+  metadata->traits = 0;
+  if (metadata->size >= sizeof(Metadata)) metadata->state_type = 0;
+  return nullptr;
 }
 
-ffi::Error backward(In x, In dy, In w, In mean, In remainder, In variance, In count, In scale, In offset, In live, Out dx,
-                    Out sum_dy, Out sum_dy_xh, double epsilon, int64_t activation, bool frozen) {
-  Call call(x);
-  void* weights = call.weights(w);
-  void* in[7] = {call.vector(count, "count", frozen, true), call.vector(mean, "mean"),
-                 call.vector(remainder, "remainder", true), call.vector(variance, "variance"),
-                 call.vector(scale, "scale", true), call.vector(offset, "offset", true), call.vector(live, "live", true)};
-  void* sums[2] = {call.vector(*sum_dy, "sum_dy"), call.vector(*sum_dy_xh, "sum_dy_xh")};
-  call.like_x(dy, x, "dy");
-  call.like_x(*dx, x, "dx");
-  if (!call.problem.empty()) return call.refuse();
-  bn_advise_huge(dx->untyped_data(), dx->size_bytes());
-  return call.run(bn_backward(call.dtype, call.dims, x.untyped_data(), dy.untyped_data(), weights, call.wdims, in[0], in[1],
-                              in[2], in[3], epsilon, in[4], in[5], (int)activation, in[6], frozen, sums[0], sums[1],
-                              dx->untyped_data()));
+Extra extra_of(const Attributes& given) {
+  Extra extra;
+  for (int64_t i = 0; i < given.count; ++i) {
+    if (given.types[i] != kScalar) continue;
+    const std::string name(given.names[i]->text, given.names[i]->length);
+    const void* value = given.values[i]->value;
+    if (name == "epsilon") std::memcpy(&extra.epsilon, value, sizeof extra.epsilon);
+    if (name == "activation") std::memcpy(&extra.activation, value, sizeof extra.activation);
+    if (name == "frozen") extra.frozen = *(const unsigned char*)value != 0;
+  }
+  return extra;
+}
+
+void gather(const Buffers& from, Array* to) {
+  for (int64_t i = 0; i < from.count; ++i) {
+    const Buffer* buffer = from.buffers[i];
+    to[i].type = type_code(buffer->type);
+    to[i].rank = (int)buffer->rank;
+    to[i].dims = buffer->dims;
+    to[i].data = buffer->data;
+  }
+}
+
+void* handle(const Frame* frame, int arguments, int results, batchnorm::Function function) {
+  for (Extension* extension = frame->extension; extension; extension = extension->next)
+    if (extension->type == 1) return answer(frame, (MetadataQuestion*)extension);
+  if (frame->arguments.count != arguments || frame->results.count != results)
+    return refuse(frame, "batchnorm kernels: another number of operands or results");
+  Array in[kMost], out[kMost];
+  gather(frame->arguments, in);
+  gather(frame->results, out);
+  for (int i = 0; i < results; ++i)
+    if (out[i].rank == 5) bn_advise_huge(out[i].data, (size_t)out[i].elements() * (out[i].type == BN_FLOAT64 ? 8 : out[i].type == BN_FLOAT32 ? 4 : 2));
+  const std::string problem = function(in, out, extra_of(frame->attributes));
+  return problem.empty() ? nullptr : refuse(frame, problem);
 }
 
 }  // namespace
 
-#define BN_BUFFER Arg<ffi::AnyBuffer>()
-#define BN_RESULT Ret<ffi::AnyBuffer>()
-#define BN_HANDLER(name, function, binding)               \
-  extern "C" BN_API XLA_FFI_Error* name(XLA_FFI_CallFrame*); \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function, binding)
-
-BN_HANDLER(batchnorm_moments, moments, ffi::Ffi::Bind().BN_BUFFER.BN_BUFFER.BN_RESULT.BN_RESULT.BN_RESULT.BN_RESULT);
-BN_HANDLER(batchnorm_standardize, standardize,
-           ffi::Ffi::Bind().BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_RESULT
-               .Attr<double>("epsilon").Attr<int64_t>("activation"));
-BN_HANDLER(batchnorm_forward, forward,
-           ffi::Ffi::Bind().BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_RESULT.BN_RESULT.BN_RESULT.BN_RESULT.BN_RESULT
-               .Attr<double>("epsilon").Attr<int64_t>("activation"));
-BN_HANDLER(batchnorm_backward, backward,
-           ffi::Ffi::Bind().BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER.BN_BUFFER
-               .BN_RESULT.BN_RESULT.BN_RESULT.Attr<double>("epsilon").Attr<int64_t>("activation").Attr<bool>("frozen"));
+extern "C" {
+BN_API void* batchnorm_moments(Frame* frame) { return handle(frame, 2, 4, batchnorm::moments); }
+BN_API void* batchnorm_standardize(Frame* frame) { return handle(frame, 9, 1, batchnorm::standardize); }
+BN_API void* batchnorm_forward(Frame* frame) { return handle(frame, 4, 5, batchnorm::forward); }
+BN_API void* batchnorm_backward(Frame* frame) { return handle(frame, 10, 3, batchnorm::backward); }
+}

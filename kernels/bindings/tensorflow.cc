@@ -1,13 +1,10 @@
 // The kernels as TensorFlow ops for the CPU, through TensorFlow's stable C API alone.
 //
 // The few functions of that API are declared here, so that building needs no TensorFlow; they resolve when
-// tf.load_op_library loads this object into a process that has it. x is [A, G, B, C, D]; weights are [A', G', B', D']
-// or empty; vectors are [G, C], count is [G, 1]; an absent vector is empty. Sizes and types are checked here: a kernel is
-// never given memory that it may not touch.
+// tf.load_op_library loads this object into a process that has it. Operands and outputs are those of bindings/checked.h.
 #include <cstring>
-#include <string>
 
-#include "batchnorm.h"
+#include "checked.h"
 
 extern "C" {
 struct TF_Status;
@@ -59,30 +56,32 @@ void* TF_TensorData(const TF_Tensor*);
 
 namespace {
 
+using batchnorm::Array;
+using batchnorm::Extra;
+
 constexpr int kFloat = 1, kDouble = 2, kBfloat16 = 14, kHalf = 19, kInvalidArgument = 3;
-constexpr int kMost = 11;  // operands of one op
+constexpr int kMost = 11, kMostDims = 8;  // operands of one op, and dimensions of one
 
-struct Attributes {
-  int64_t activation = BN_NONE;
-  unsigned char frozen = 0;
-};
+int type_code(int tensorflow_type) {
+  switch (tensorflow_type) {
+    case kFloat: return BN_FLOAT32;
+    case kDouble: return BN_FLOAT64;
+    case kHalf: return BN_FLOAT16;
+    case kBfloat16: return BN_BFLOAT16;
+    default: return -1;
+  }
+}
 
-// One run of an op: its operands, checked, and its outputs.
+// The operands and outputs of one run of an op.
 class Run {
  public:
   Run(TF_OpKernelContext* context, int inputs) : context_(context), status_(TF_NewStatus()) {
-    for (; count_ < inputs && ok(); ++count_) TF_GetInput(context, count_, &tensors_[count_], status_);
-    if (!ok()) return;
-    const TF_Tensor* x = tensors_[0];
-    switch (TF_TensorType(x)) {
-      case kFloat: dtype = BN_FLOAT32; break;
-      case kDouble: dtype = BN_FLOAT64; statistics_ = kDouble; break;
-      case kHalf: dtype = BN_FLOAT16; break;
-      default: dtype = BN_BFLOAT16;
+    for (; count_ < inputs && ok(); ++count_) {
+      TF_GetInput(context, count_, &tensors_[count_], status_);
+      if (!ok()) return;
+      in[count_] = describe(tensors_[count_], dims_[count_]);
     }
-    width_ = dtype == BN_FLOAT64 ? 8 : dtype == BN_FLOAT32 ? 4 : 2;
-    if (TF_NumDims(x) != 5) fail("x", "have five dimensions");
-    for (int i = 0; ok() && i < 5; ++i) dims[i] = TF_Dim(x, i);
+    if (in[0].rank != 5) fail("batchnorm kernels: x must have five dimensions");
   }
   ~Run() {
     for (int i = 0; i < count_; ++i) TF_DeleteTensor(tensors_[i]);
@@ -93,133 +92,67 @@ class Run {
   Run(const Run&) = delete;
 
   bool ok() const { return TF_GetCode(status_) == 0; }
-  void fail(const char* name, const char* rule) {
-    if (ok()) TF_SetStatus(status_, kInvalidArgument, ("batchnorm kernels: " + std::string(name) + " must " + rule).c_str());
-  }
-  void finish(int code) {
-    if (code != BN_OK && ok()) TF_SetStatus(status_, kInvalidArgument, bn_error(code));
+  void fail(const std::string& message) {
+    if (ok() && !message.empty()) TF_SetStatus(status_, kInvalidArgument, message.c_str());
   }
 
-  void* data(int i) const { return TF_TensorData(tensors_[i]); }
-  void* like_x(int i, const char* name) {
-    const TF_Tensor* t = tensors_[i];
-    bool same = TF_TensorType(t) == TF_TensorType(tensors_[0]) && TF_NumDims(t) == 5;
-    for (int k = 0; same && k < 5; ++k) same = TF_Dim(t, k) == dims[k];
-    if (!same) fail(name, "be like x");
-    return data(i);
-  }
-  void* weights(int i) {
-    const TF_Tensor* t = tensors_[i];
-    if (TF_NumDims(t) != 4) {
-      fail("weights", "have four dimensions");
-      return nullptr;
-    }
-    const int64_t full[4] = {dims[0], dims[1], dims[2], dims[4]};
-    bool none = true;
-    for (int k = 0; k < 4; ++k) {
-      wdims[k] = TF_Dim(t, k);
-      none = none && wdims[k] == 0;
-    }
-    if (none) return nullptr;
-    if (TF_TensorType(t) != statistics_) fail("weights", "have the type of the statistics");
-    for (int k = 0; k < 4; ++k)
-      if (wdims[k] != full[k] && wdims[k] != 1) fail("weights", "broadcast to x");
-    return TF_TensorData(t);
-  }
-  void* vector(int i, const char* name, bool optional = false, bool per_group = false) {
-    const TF_Tensor* t = tensors_[i];
-    const int64_t expected = dims[1] * (per_group ? 1 : dims[3]), found = TF_TensorElementCount(t);
-    if (optional && found == 0 && expected != 0) return nullptr;
-    if (TF_TensorType(t) != statistics_) fail(name, "have the type of the statistics");
-    if (found != expected) fail(name, "have one element per group and channel");
-    return TF_TensorData(t);
-  }
-  double epsilon(int i) {
-    const TF_Tensor* t = tensors_[i];
-    if (TF_TensorType(t) != kDouble || TF_TensorElementCount(t) != 1) {
-      fail("epsilon", "be a float64 scalar");
-      return 0;
-    }
-    double value;
-    std::memcpy(&value, TF_TensorData(t), sizeof value);
+  // epsilon is an operand, the last: an attribute would round it to float32.
+  double epsilon() {
+    const TF_Tensor* t = tensors_[count_ - 1];
+    double value = 0;
+    if (TF_TensorType(t) != kDouble || in[count_ - 1].elements() != 1)
+      fail("batchnorm kernels: epsilon must be a float64 scalar");
+    else
+      std::memcpy(&value, TF_TensorData(t), sizeof value);
     return value;
   }
 
-  void* output(const int64_t* shape, int rank, int type, int64_t bytes_each) {
-    if (!ok()) return nullptr;
-    int64_t n = 1;
-    for (int i = 0; i < rank; ++i) n *= shape[i];
-    TF_Tensor* t = TF_AllocateOutput(context_, made_, type, shape, rank, (size_t)(n * bytes_each), status_);
-    if (!ok()) return nullptr;
-    outputs_[made_++] = t;
-    return TF_TensorData(t);
-  }
-  void* big_output() { return output(dims, 5, TF_TensorType(tensors_[0]), width_); }
-  void* vector_output(bool per_group = false) {
-    const int64_t shape[2] = {dims[1], per_group ? 1 : dims[3]};
-    return output(shape, 2, statistics_, statistics_ == kDouble ? 8 : 4);
+  void add_big() { add(in[0].dims, 5, TF_TensorType(tensors_[0])); }
+  void add_vector(bool per_group) {
+    const int64_t shape[2] = {in[0].dims[1], per_group ? 1 : in[0].dims[3]};
+    add(shape, 2, in[0].type == BN_FLOAT64 ? kDouble : kFloat);
   }
 
-  int dtype = -1;
-  int64_t dims[5] = {0, 0, 0, 0, 0}, wdims[4] = {0, 0, 0, 0};
+  Array in[kMost], out[5];
 
  private:
+  static Array describe(const TF_Tensor* t, int64_t* dims) {
+    Array a;
+    a.type = type_code(TF_TensorType(t));
+    a.rank = TF_NumDims(t);
+    if (a.rank > kMostDims) return Array();  // nothing here has so many: refused as of no known type
+    for (int i = 0; i < a.rank; ++i) dims[i] = TF_Dim(t, i);
+    a.dims = dims;
+    a.data = TF_TensorData(t);
+    return a;
+  }
+  void add(const int64_t* shape, int rank, int type) {
+    if (!ok()) return;
+    int64_t bytes = type == kDouble ? 8 : type == kFloat ? 4 : 2;
+    for (int i = 0; i < rank; ++i) bytes *= shape[i];
+    TF_Tensor* t = TF_AllocateOutput(context_, made_, type, shape, rank, (size_t)bytes, status_);
+    if (!ok()) return;
+    outputs_[made_] = t;
+    out[made_] = describe(t, out_dims_[made_]);
+    ++made_;
+  }
+
   TF_OpKernelContext* context_;
   TF_Status* status_;
   TF_Tensor* tensors_[kMost] = {};
   TF_Tensor* outputs_[5] = {};
-  int count_ = 0, made_ = 0, statistics_ = kFloat, width_ = 4;
+  int64_t dims_[kMost][kMostDims] = {}, out_dims_[5][kMostDims] = {};
+  int count_ = 0, made_ = 0;
 };
 
-void moments(void*, TF_OpKernelContext* context) {
-  Run run(context, 2);
-  void* w = run.ok() ? run.weights(1) : nullptr;
-  void* out[4];
-  for (int i = 0; i < 4; ++i) out[i] = run.vector_output(i == 3);
-  if (run.ok()) run.finish(bn_moments(run.dtype, run.dims, run.data(0), w, run.wdims, out[0], out[1], out[2], out[3]));
-}
-
-void standardize(void* attributes, TF_OpKernelContext* context) {
-  Run run(context, 10);
-  if (!run.ok()) return;
-  void* w = run.weights(1);
-  void *mean = run.vector(2, "mean"), *remainder = run.vector(3, "remainder", true), *variance = run.vector(4, "variance");
-  void *scale = run.vector(6, "scale", true), *offset = run.vector(7, "offset", true);
-  const double epsilon = run.epsilon(9);
-  void* y = run.big_output();
-  if (run.ok())
-    run.finish(bn_standardize(run.dtype, run.dims, run.data(0), w, run.wdims, mean, remainder, variance, epsilon, scale,
-                              offset, (int)((Attributes*)attributes)->activation, y));
-}
-
-void forward(void* attributes, TF_OpKernelContext* context) {
-  Run run(context, 5);
-  if (!run.ok()) return;
-  void* w = run.weights(1);
-  void *scale = run.vector(2, "scale", true), *offset = run.vector(3, "offset", true);
-  const double epsilon = run.epsilon(4);
-  void* y = run.big_output();
-  void* out[4];
-  for (int i = 0; i < 4; ++i) out[i] = run.vector_output(i == 3);
-  if (run.ok())
-    run.finish(bn_forward(run.dtype, run.dims, run.data(0), w, run.wdims, epsilon, scale, offset,
-                          (int)((Attributes*)attributes)->activation, out[0], out[1], out[2], out[3], y));
-}
-
-void backward(void* attributes, TF_OpKernelContext* context) {
-  const Attributes* given = (Attributes*)attributes;
-  Run run(context, 11);
-  if (!run.ok()) return;
-  void *dy = run.like_x(1, "dy"), *w = run.weights(2);
-  void *mean = run.vector(3, "mean"), *remainder = run.vector(4, "remainder", true), *variance = run.vector(5, "variance");
-  void* count = run.vector(6, "count", given->frozen, true);
-  void *scale = run.vector(7, "scale", true), *offset = run.vector(8, "offset", true), *live = run.vector(9, "live", true);
-  const double epsilon = run.epsilon(10);
-  void* dx = run.big_output();
-  void *sum_dy = run.vector_output(), *sum_dy_xh = run.vector_output();
-  if (run.ok())
-    run.finish(bn_backward(run.dtype, run.dims, run.data(0), dy, w, run.wdims, count, mean, remainder, variance, epsilon,
-                           scale, offset, (int)given->activation, live, given->frozen, sum_dy, sum_dy_xh, dx));
+template <int inputs, int big, int vectors, int counts, batchnorm::Function function>
+void compute(void* extra, TF_OpKernelContext* context) {
+  Run run(context, inputs);
+  Extra how = *(Extra*)extra;
+  if (big && run.ok()) how.epsilon = run.epsilon();
+  for (int i = 0; i < big; ++i) run.add_big();
+  for (int i = 0; i < vectors + counts && run.ok(); ++i) run.add_vector(i >= vectors);
+  if (run.ok()) run.fail(function(run.in, run.out, how));
 }
 
 // Outputs of x's shape first, then vectors [G, C], then, where there is one, count [G, 1].
@@ -247,17 +180,18 @@ void shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
 
 template <bool activation, bool frozen>
 void* create(TF_OpKernelConstruction* construction) {
-  Attributes* attributes = new Attributes;
+  Extra* extra = new Extra;
   TF_Status* status = TF_NewStatus();
-  if (activation) TF_OpKernelConstruction_GetAttrInt64(construction, "activation", &attributes->activation, status);
-  if (frozen && TF_GetCode(status) == 0)
-    TF_OpKernelConstruction_GetAttrBool(construction, "frozen", &attributes->frozen, status);
+  unsigned char value = 0;
+  if (activation) TF_OpKernelConstruction_GetAttrInt64(construction, "activation", &extra->activation, status);
+  if (frozen && TF_GetCode(status) == 0) TF_OpKernelConstruction_GetAttrBool(construction, "frozen", &value, status);
+  extra->frozen = value != 0;
   if (TF_GetCode(status) != 0) TF_OpKernelConstruction_Failure(construction, status);
   TF_DeleteStatus(status);
-  return attributes;
+  return extra;
 }
 
-void destroy(void* attributes) { delete (Attributes*)attributes; }
+void destroy(void* extra) { delete (Extra*)extra; }
 
 struct Definition {
   const char* name;
@@ -271,18 +205,20 @@ struct Definition {
 
 const Definition kDefinitions[] = {
     {"BatchnormMoments", {"x: T", "weights: U"}, {"mean: U", "remainder: U", "variance: U", "count: U"}, false, false,
-     shapes<0, 3, 1>, create<false, false>, moments},
+     shapes<0, 3, 1>, create<false, false>, compute<2, 0, 3, 1, batchnorm::moments>},
     {"BatchnormStandardize",
      {"x: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "epsilon: double"},
-     {"y: T"}, true, true, shapes<1, 0, 0>, create<true, true>, standardize},
+     {"y: T"}, true, true, shapes<1, 0, 0>, create<true, true>,
+     compute<10, 1, 0, 0, batchnorm::standardize>},
     {"BatchnormForward", {"x: T", "weights: U", "scale: U", "offset: U", "epsilon: double"},
      {"y: T", "mean: U", "remainder: U", "variance: U", "count: U"}, true, false, shapes<1, 3, 1>, create<true, false>,
-     forward},
+     compute<5, 1, 3, 1, batchnorm::forward>},
     {"BatchnormBackward",
      {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "epsilon: double"},
-     {"dx: T", "sum_dy: U", "sum_dy_xh: U"}, true, true, shapes<1, 2, 0>, create<true, true>, backward},
+     {"dx: T", "sum_dy: U", "sum_dy_xh: U"}, true, true, shapes<1, 2, 0>, create<true, true>,
+     compute<11, 1, 2, 0, batchnorm::backward>},
 };
 
 struct Register {

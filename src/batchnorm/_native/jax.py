@@ -73,11 +73,10 @@ def standardize(
     epsilon: float,
     activation: int,
 ) -> Array:
-    operands = [given.mean, given.remainder, given.variance, given.scale, given.offset]
     (y,) = _call(
         "standardize",
         [_like(x)],
-        [x, _weights(x, weights), *(_absent(x, one) for one in operands)],
+        [x, _weights(x, weights), *(_absent(x, one) for one in given)],
         epsilon=epsilon,
         activation=activation,
     )

@@ -1,0 +1,139 @@
+// What the bindings share: the kernels on arrays of any framework, every size and type checked first, so that a kernel
+// is never given memory that it may not touch.
+//
+// x is [A, G, B, C, D]; weights are [A', G', B', D'] with each size full or 1, or empty in every dimension for none;
+// vectors are [G, C], count is [G, 1]; an absent vector has no elements. Operands and results are in the order of each
+// function below. An empty string means success.
+#ifndef BATCHNORM_BINDINGS_CHECKED_H
+#define BATCHNORM_BINDINGS_CHECKED_H
+
+#include <string>
+
+#include "batchnorm.h"
+
+namespace batchnorm {
+
+struct Array {
+  int type = -1;  // of enum bn_dtype; -1 for any other
+  int rank = 0;
+  const int64_t* dims = nullptr;
+  void* data = nullptr;
+
+  int64_t elements() const {
+    int64_t n = 1;
+    for (int i = 0; i < rank; ++i) n *= dims[i];
+    return n;
+  }
+};
+
+struct Extra {
+  double epsilon = 0;
+  int64_t activation = BN_NONE;
+  bool frozen = false;
+};
+
+typedef std::string (*Function)(const Array* in, const Array* out, const Extra& extra);
+
+class Checked {
+ public:
+  explicit Checked(const Array& x) : x(x), statistics_(x.type == BN_FLOAT64 ? BN_FLOAT64 : BN_FLOAT32) {
+    if (x.type < 0) fail("x", "be float16, bfloat16, float32 or float64");
+    if (x.rank != 5) fail("x", "have five dimensions");
+  }
+
+  void fail(const char* name, const char* rule) {
+    if (problem.empty()) problem = "batchnorm kernels: " + std::string(name) + " must " + rule;
+  }
+
+  void* like_x(const Array& a, const char* name) {
+    bool same = a.type == x.type && a.rank == 5;
+    for (int i = 0; same && problem.empty() && i < 5; ++i) same = a.dims[i] == x.dims[i];
+    if (!same) fail(name, "be like x");
+    return a.data;
+  }
+
+  void* weights(const Array& a) {
+    if (a.rank != 4) fail("weights", "have four dimensions");
+    if (!problem.empty()) return nullptr;
+    const int64_t full[4] = {x.dims[0], x.dims[1], x.dims[2], x.dims[4]};
+    bool none = true;
+    for (int i = 0; i < 4; ++i) {
+      wdims[i] = a.dims[i];
+      none = none && wdims[i] == 0;
+    }
+    if (none) return nullptr;
+    if (a.type != statistics_) fail("weights", "have the type of the statistics");
+    for (int i = 0; i < 4; ++i)
+      if (wdims[i] != full[i] && wdims[i] != 1) fail("weights", "broadcast to x");
+    return a.data;
+  }
+
+  void* vector(const Array& a, const char* name, bool optional = false, bool per_group = false) {
+    if (!problem.empty()) return nullptr;
+    const int64_t expected = x.dims[1] * (per_group ? 1 : x.dims[3]);
+    if (optional && expected != 0 && a.elements() == 0) return nullptr;
+    if (a.type != statistics_) fail(name, "have the type of the statistics");
+    if (a.elements() != expected) fail(name, "have one element per group and channel");
+    return a.data;
+  }
+
+  std::string run(int code) const { return code == BN_OK ? "" : bn_error(code); }
+
+  const Array& x;
+  int64_t wdims[4] = {0, 0, 0, 0};
+  std::string problem;
+
+ private:
+  const int statistics_;
+};
+
+// x, weights -> mean, remainder, variance, count
+inline std::string moments(const Array* in, const Array* out, const Extra&) {
+  Checked c(in[0]);
+  void* w = c.weights(in[1]);
+  void *mean = c.vector(out[0], "mean"), *remainder = c.vector(out[1], "remainder");
+  void *variance = c.vector(out[2], "variance"), *count = c.vector(out[3], "count", false, true);
+  if (!c.problem.empty()) return c.problem;
+  return c.run(bn_moments(c.x.type, c.x.dims, c.x.data, w, c.wdims, mean, remainder, variance, count));
+}
+
+// x, weights, mean, remainder, variance, count, scale, offset, live -> y; what only the derivative reads is not looked at
+inline std::string standardize(const Array* in, const Array* out, const Extra& extra) {
+  Checked c(in[0]);
+  void* w = c.weights(in[1]);
+  void *mean = c.vector(in[2], "mean"), *remainder = c.vector(in[3], "remainder", true);
+  void* variance = c.vector(in[4], "variance");
+  void *scale = c.vector(in[6], "scale", true), *offset = c.vector(in[7], "offset", true), *y = c.like_x(out[0], "y");
+  if (!c.problem.empty()) return c.problem;
+  return c.run(bn_standardize(c.x.type, c.x.dims, c.x.data, w, c.wdims, mean, remainder, variance, extra.epsilon, scale,
+                              offset, (int)extra.activation, y));
+}
+
+// x, weights, scale, offset -> y, mean, remainder, variance, count
+inline std::string forward(const Array* in, const Array* out, const Extra& extra) {
+  Checked c(in[0]);
+  void* w = c.weights(in[1]);
+  void *scale = c.vector(in[2], "scale", true), *offset = c.vector(in[3], "offset", true), *y = c.like_x(out[0], "y");
+  void *mean = c.vector(out[1], "mean"), *remainder = c.vector(out[2], "remainder");
+  void *variance = c.vector(out[3], "variance"), *count = c.vector(out[4], "count", false, true);
+  if (!c.problem.empty()) return c.problem;
+  return c.run(bn_forward(c.x.type, c.x.dims, c.x.data, w, c.wdims, extra.epsilon, scale, offset, (int)extra.activation, mean,
+                          remainder, variance, count, y));
+}
+
+// x, dy, weights, mean, remainder, variance, count, scale, offset, live -> dx, sum_dy, sum_dy_xh
+inline std::string backward(const Array* in, const Array* out, const Extra& extra) {
+  Checked c(in[0]);
+  void *dy = c.like_x(in[1], "dy"), *w = c.weights(in[2]);
+  void *mean = c.vector(in[3], "mean"), *remainder = c.vector(in[4], "remainder", true);
+  void *variance = c.vector(in[5], "variance"), *count = c.vector(in[6], "count", extra.frozen, true);
+  void *scale = c.vector(in[7], "scale", true), *offset = c.vector(in[8], "offset", true);
+  void *live = c.vector(in[9], "live", true), *dx = c.like_x(out[0], "dx");
+  void *sum_dy = c.vector(out[1], "sum_dy"), *sum_dy_xh = c.vector(out[2], "sum_dy_xh");
+  if (!c.problem.empty()) return c.problem;
+  return c.run(bn_backward(c.x.type, c.x.dims, c.x.data, dy, w, c.wdims, count, mean, remainder, variance, extra.epsilon,
+                           scale, offset, (int)extra.activation, live, extra.frozen, sum_dy, sum_dy_xh, dx));
+}
+
+}  // namespace batchnorm
+#endif

@@ -1,0 +1,36 @@
+// One call, as the kernels see it. Included by every instruction-set level and by dispatch.cc; plain data only.
+#pragma once
+#include <stdint.h>
+
+#include "plan.h"
+
+enum Step { kMoments = 1, kSums = 2, kStandardize = 4, kInput = 8 };
+
+struct Call {
+  Plan plan;
+  int steps;  // of Step; at most one that reduces and one that applies
+  const void *x, *dy;
+  void* out;  // y or dx
+  double epsilon;
+  bool relu, frozen;
+  void *mean, *remainder, *variance;                       // written by kMoments, read otherwise; remainder may be NULL
+  const void *scale, *offset, *live;                       // may be NULL
+  void *sum_dy, *sum_dy_xh;                                // written by kSums, read by kInput
+  const void* count;                                       // read by kInput
+  double* partial;  // [3][segments][groups * channels]
+  void* coefficient;  // S[kCoefficients][coefficient_stride]
+  int64_t coefficient_stride;
+};
+
+// The coefficients of one channel. y = (x - M) * A + B; dx = CA * (dy - w * ((x - M) * C1 + C0)).
+// OFFSET and REMAINDER are for excluded elements: y = OFFSET, and a centred value of REMAINDER adds 0 to sum_dy_xh.
+enum Coefficient { M, A, B, OFFSET, REMAINDER, C1, C0, CA, kCoefficients };
+
+typedef void (*Run)(const Call& call);
+struct Level {
+  const char* name;
+  Run run[4];  // by dtype
+};
+const Level* baseline_level();
+const Level* v3_level();
+const Level* v4_level();

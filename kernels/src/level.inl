@@ -1,0 +1,10 @@
+// Everything that is compiled once per instruction-set level.
+#include "call.h"
+#include "pool.h"
+#include "simd.h"
+#include "walk.inl"
+#include "moments.inl"
+#include "moments_columns.inl"
+#include "standardize.inl"
+#include "backward.inl"
+#include "drive.inl"

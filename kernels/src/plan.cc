@@ -1,0 +1,147 @@
+#include "plan.h"
+
+#include <stdio.h>
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t parts(int64_t n, int64_t size) { return n / size + (n % size != 0); }
+
+static int64_t read_cache_bytes() {
+  // Not sysconf: inside virtual machines it reports the whole host's cache.
+  int64_t kilobytes = 0;
+  if (FILE* file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    long long value = 0;
+    char unit = 'K';
+    if (fscanf(file, "%lld%c", &value, &unit) >= 1) kilobytes = unit == 'M' ? value * 1024 : value;
+    fclose(file);
+  }
+  return kilobytes > 0 ? kilobytes * 1024 : (int64_t)32 << 20;
+}
+
+static int64_t pretended = 0;
+void pretend_cache_bytes(int64_t bytes) { pretended = bytes; }
+
+int64_t cache_bytes() {
+  if (pretended) return pretended;
+  static const int64_t bytes = read_cache_bytes();
+  return bytes;
+}
+
+int64_t element_count(const int64_t* dims, int rank) {
+  int64_t count = 1;
+  bool empty = false;
+  for (int i = 0; i < rank; i++) {
+    if (dims[i] < 0) return -1;
+    if (dims[i] == 0) empty = true;
+  }
+  if (empty) return 0;
+  for (int i = 0; i < rank; i++) {
+    if (count > INT64_MAX / 16 / dims[i]) return -1;
+    count *= dims[i];
+  }
+  return count;
+}
+
+// Merges axes where that changes no address and no statistic, and sets the strides.
+static void set_view(Plan& p, const int64_t dims[5], const void* weights, const int64_t wdims[4]) {
+  int64_t A = dims[0], G = dims[1], B = dims[2], C = dims[3], D = dims[4];
+  p.channels_per_count = C;
+  p.weights = weights;
+  p.form = kNone;
+  p.weight_run = B > 0 ? B : 1;
+  p.weight_run_stride = p.weight_row_stride = p.weight_group_stride = p.weight_inner_stride = 0;
+  if (weights) {
+    const int64_t strides[4] = {wdims[1] * wdims[2] * wdims[3], wdims[2] * wdims[3], wdims[3], 1};
+    int64_t step[4];
+    for (int i = 0; i < 4; i++) step[i] = wdims[i] > 1 ? strides[i] : 0;
+    p.weight_run_stride = step[0];
+    p.weight_group_stride = step[1];
+    p.weight_row_stride = step[2];
+    p.weight_inner_stride = step[3];
+    p.form = step[3] ? kVector : kScalar;
+    if (B == 1 || step[0] == B * step[2]) {  // one stride for all rows
+      p.weight_row_stride = B == 1 ? step[0] : step[2];
+      p.weight_run = A * B > 0 ? A * B : 1;
+    }
+  } else if (C == 1) {  // every element of a group belongs to one channel
+    D *= B;
+    B = 1;
+    if (G == 1) D *= A, A = 1;
+  }
+  if (B == 1 && p.weight_group_stride == 0) C *= G, G = 1;
+  p.groups = G;
+  p.channels = C;
+  p.inner = D;
+  p.rows = A * B;
+  p.row_elements = C * D;
+  p.group_stride = B * C * D;
+  p.run_stride = G * B * C * D;
+  p.row_stride = G == 1 || B != 1 ? C * D : G * C * D;
+  p.run = most(1, G == 1 || B == 1 ? A * B : B);
+  if (!weights) p.weight_run = most(1, p.rows);
+  p.even_rows = most(1, least(p.run, p.weight_run));
+}
+
+static void set_columns(Plan& p, const Traffic& t, int64_t bytes) {
+  const int64_t widest = kScratchBytes / t.statistic;
+  p.tile_channels = p.channels;
+  p.widen = 1;
+  if (p.row_elements > widest) {
+    p.tile_channels = widest / p.inner;
+    for (int64_t multiple = 32; multiple > 1; multiple /= 2)
+      if (p.tile_channels >= multiple) { p.tile_channels -= p.tile_channels % multiple; break; }
+  } else if (p.row_stride == p.row_elements && !(p.form != kNone && p.row_elements >= 32)) {
+    const int64_t room = widest / 4 / p.row_elements, useful = p.rows / 32;
+    p.widen = most(1, least(least(room, useful), p.even_rows / 8));
+    for (int64_t multiple = 64; multiple > 1; multiple /= 2)
+      if (p.widen >= multiple) { p.widen -= p.widen % multiple; break; }
+  }
+  p.tiles = parts(p.channels, p.tile_channels);
+  // 16 additions per lane between two merges into double; rows are added in groups of at most 8 that touch.
+  const int64_t group = p.even_rows / p.widen;
+  p.block_rows = 16 * p.widen * (group >= 8 ? 8 : group >= 4 ? 4 : group >= 2 ? 2 : 1);
+  const int64_t units = p.tiles * p.groups, wanted = least(kMaxSegments, most(1, parts(128, units)));
+  const int64_t unit_bytes = bytes / units;
+  const int64_t count = most(1, least(least(wanted, unit_bytes / (256 << 10)), p.rows / (256 * p.widen)));
+  p.segment_rows = parts(parts(p.rows, count), 4 * p.widen) * 4 * p.widen;
+  p.segments = parts(p.rows, p.segment_rows);
+  p.pieces = 1;
+  p.piece_elements = 0;
+}
+
+static void set_rows(Plan& p, int64_t bytes) {
+  p.tile_channels = p.widen = 1;
+  p.tiles = p.channels;
+  p.block_rows = 0;
+  const int64_t units = p.tiles * p.groups, wanted = least(kMaxSegments, most(1, parts(128, units)));
+  const int64_t count = most(1, least(wanted, bytes / units / (256 << 10)));
+  p.segment_rows = parts(p.rows, least(count, p.rows));
+  const int64_t row_parts = parts(p.rows, p.segment_rows);
+  p.pieces = most(1, count / row_parts);
+  p.piece_elements = parts(parts(p.inner, p.pieces), 64) * 64;
+  p.pieces = parts(p.inner, p.piece_elements);
+  p.segments = row_parts * p.pieces;
+}
+
+Plan make_plan(const int64_t dims[5], const void* weights, const int64_t wdims[4], const Traffic& t, int threads) {
+  Plan p;
+  set_view(p, dims, weights, wdims);
+  const int64_t elements = p.groups * p.rows * p.row_elements, bytes = elements * t.item;
+  p.slab = p.stream = p.by_rows = false;
+  p.tile_channels = p.widen = p.segments = p.pieces = p.block_rows = p.segment_rows = 1;
+  p.tiles = p.channels;
+  p.piece_elements = p.inner;
+  if (elements == 0) return p;
+  p.by_rows = p.inner >= 96;
+  if (p.by_rows) set_rows(p, bytes); else set_columns(p, t, bytes);
+  if (p.widen > 1 && p.form == kScalar) p.form = kVector;
+  p.stream = !t.in_place && bytes * t.arrays > cache_bytes() / 4 * 3;
+
+  // A slab pays where a tile (all that is read of it) stays in this thread's share of the cache and there is a tile for
+  // every thread. By columns it must also be read in long stretches: strips of single cache lines are slower than two sweeps.
+  const int64_t units = p.tiles * p.groups, slab_bytes = bytes / units * (t.arrays - 1);
+  const int64_t stretch = p.tiles == 1 ? p.even_rows * p.row_elements * t.item : p.tile_channels * p.inner * t.item;
+  p.slab = t.reduces && t.applies && (units >= 2 * threads || (units >= threads && threads <= 2));
+  p.slab = p.slab && slab_bytes * threads <= cache_bytes() / 4 * 3 && (p.by_rows || stretch >= 3072);
+  return p;
+}
