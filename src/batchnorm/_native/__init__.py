@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 
 from batchnorm._native.library import KernelsUnavailable, mode
 
@@ -23,5 +24,11 @@ def load_operators(framework: str) -> str | None:
                 f"batchnorm: BATCHNORM_KERNELS is require, and {framework} has no native kernels "
                 f"here. {error}"
             ) from error
+        if mode() == "auto":
+            logging.getLogger("batchnorm").warning(
+                "batchnorm runs %s without its native kernels, which is slower. %s",
+                framework,
+                error,
+            )
         return str(error)
     return None

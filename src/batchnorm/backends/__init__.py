@@ -41,7 +41,21 @@ def backend_of(x: Any) -> ModuleType:
     )
 
 
-def why_not(framework: str) -> str | None:
-    """Why a framework ("tensorflow", "jax", "torch") has no fused path here; None where it has."""
-    backend = importlib.import_module(f"batchnorm.backends.{framework}")
-    return backend.UNAVAILABLE
+def why_not(subject: Any) -> str | None:
+    """Why there is no fused path here, in a sentence; None where there is one.
+
+    Args:
+        subject: a framework ("tensorflow", "jax" or "torch"), or a tensor of one, which may lie on
+            a device that has none.
+
+    Raises:
+        TypeError, ValueError: the subject is neither.
+    """
+    if not isinstance(subject, str):
+        return backend_of(subject).why_not(subject)
+    if subject not in ("tensorflow", "jax", "torch"):
+        raise ValueError(
+            f"why_not: subject must be tensorflow, jax, torch or one of their tensors; "
+            f"got {subject!r}."
+        )
+    return importlib.import_module(f"batchnorm.backends.{subject}").UNAVAILABLE

@@ -86,7 +86,7 @@ def check(condition: Any, error: type[Exception], message: str, value: Any) -> A
     """value, unless the condition is false: then the error (RuntimeError where compiled)."""
     if torch.compiler.is_compiling():
         # Inductor (torch 2.13) pastes the message into a C++ string literal as it stands
-        torch._assert_async(condition, message.replace(chr(34), chr(39)))
+        torch._assert_async(condition, message.replace('"', "'"))
     elif not condition:
         raise error(message)
     return value

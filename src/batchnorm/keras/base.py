@@ -11,10 +11,9 @@ import keras
 
 from batchnorm import _axes
 from batchnorm._batch_norm import normalize
-from batchnorm.backends import why_not
 from batchnorm._options import Options
 from batchnorm._statistics import initial_value, state_names
-from batchnorm.backends import backend_of
+from batchnorm.backends import backend_of, why_not
 
 # What `keras.layers.Layer` takes besides the arguments that are named here.
 _LAYER_KEYWORDS = {"activity_regularizer", "autocast", "dtype", "input_dim", "input_shape"}
@@ -77,6 +76,8 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         update_statistics: what is remembered: "auto" (training and trainable), True or False.
         on_nonfinite: "skip", "propagate" or "raise".
         zero_debias: False, "mean" or "both".
+        activation: any Keras activation, applied to the output. ReLU runs inside the kernels, which
+            keep nothing for its gradient.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be; the message names it.
@@ -113,6 +114,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         update_statistics: bool | str = "auto",
         on_nonfinite: str = "skip",
         zero_debias: bool | str = False,
+        activation: Any = None,
         **kwargs: Any,
     ) -> None:
         if unknown := sorted(set(kwargs) - _LAYER_KEYWORDS):
@@ -149,6 +151,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.update_statistics = update_statistics
         self.on_nonfinite = on_nonfinite
         self.zero_debias = zero_debias
+        self.activation = keras.activations.get(activation)
         self.supports_masking = True
         self.gamma: keras.Variable | None = None
         self.beta: keras.Variable | None = None
@@ -164,6 +167,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         """The options as they are now: attributes may be set at any time, and are checked again."""
         return Options(
             **{name: _current(getattr(self, name)) for name in _OPTIONS},
+            activation="relu" if self.activation is keras.activations.relu else None,
             owner=f"{type(self).__name__} {self.name!r}",
         )
 
@@ -282,6 +286,8 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         if not backend_of(inputs).recomputing():
             for name, value in changed.items():
                 getattr(self, name).assign(value)
+        if options.activation is None and self.activation is not keras.activations.linear:
+            outputs = self.activation(outputs)
         return outputs
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -335,6 +341,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
             {name: _plain(getattr(self, name)) for name in _OPTIONS if name != "adjustment"}
         )
         config["center"], config["scale"] = self.center, self.scale
+        config["activation"] = keras.activations.serialize(self.activation)
         for of in ("beta", "gamma", "moving_mean", "moving_variance"):
             initializer = getattr(self, f"{of}_initializer")
             config[f"{of}_initializer"] = keras.initializers.serialize(initializer)
