@@ -22,6 +22,8 @@ SUITES := core $(BACKENDS)
 # Test workers are the parallelism; threads inside each would only fight over the same cores.
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 QUIET := TF_CPP_MIN_LOG_LEVEL=2
+# A kernel that was not built must fail the run, not be stepped around.
+KERNELS ?= require
 comma := ,
 empty :=
 space := $(empty) $(empty)
@@ -64,12 +66,12 @@ test: $(VENV)/.test  ## set up what is missing, then every test on every backend
 # Keras reads its backend once, at import: one process per backend, and one for all the rest.
 test-core: $(VENV)/.test  ## the tests that need no Keras backend
 	@mkdir -p $(LOGS); echo "== core"
-	@$(ONE_THREAD) $(QUIET) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) -m 'not keras' $(PYTEST_ARGS) \
+	@$(ONE_THREAD) $(QUIET) BATCHNORM_KERNELS=$(KERNELS) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) -m 'not keras' $(PYTEST_ARGS) \
 	  2>&1 | tee $(LOGS)/core.log
 
 $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.test
 	@mkdir -p $(LOGS); echo "== Keras on $*"
-	@$(ONE_THREAD) $(QUIET) $(REQUESTED)=$* KERAS_BACKEND=$* \
+	@$(ONE_THREAD) $(QUIET) BATCHNORM_KERNELS=$(KERNELS) $(REQUESTED)=$* KERAS_BACKEND=$* \
 	  $(PYTEST) -m keras $(PYTEST_ARGS) 2>&1 | tee $(LOGS)/$*.log
 
 # A suite whose log does not close on "N passed" did not run: that fails too.

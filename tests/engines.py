@@ -63,6 +63,13 @@ class Engine:
         """`(value, extra), [d value / d arg]` of a function that returns (scalar, extra)."""
         return self.with_gradients(lambda args: function(*args), mode)(list(args))
 
+    def checkpoint(self, function: Callable) -> Callable:
+        """The function, whose values are computed again for its derivative."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Until everything that was started is done, callbacks included."""
+
     def hvp(self, function: Callable, args: list, directions: list) -> list:
         """Hessian of a scalar function of `args`, times `directions`."""
         raise NotImplementedError
@@ -87,6 +94,16 @@ class Jax(Engine):
 
     def numpy(self, value):
         return np.asarray(value).astype("float64" if value.dtype.kind not in "ib" else value.dtype)
+
+    def checkpoint(self, function):
+        import jax
+
+        return jax.checkpoint(function)
+
+    def wait(self):
+        import jax
+
+        jax.effects_barrier()
 
     def precision(self, dtype):
         import jax
@@ -116,6 +133,11 @@ class Jax(Engine):
 class Torch(Engine):
     name, modes = "torch", ("eager", "compile")
     errors = (RuntimeError,)
+
+    def checkpoint(self, function):
+        from torch.utils.checkpoint import checkpoint
+
+        return lambda *args: checkpoint(function, *args, use_reentrant=False)
 
     def tensor(self, value, dtype=None):
         import torch
@@ -167,6 +189,11 @@ class TensorFlow(Engine):
         import tensorflow as tf
 
         return (tf.errors.InvalidArgumentError,)
+
+    def checkpoint(self, function):
+        import tensorflow as tf
+
+        return tf.recompute_grad(function)
 
     def tensor(self, value, dtype=None):
         import tensorflow as tf

@@ -192,6 +192,7 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
 
     y, dx, corrected = (np.zeros(values.shape) for _ in range(3))
     upstream = np.array(layout.rows(0.0 if dy is None else dy))
+    trains = np.ones((layout.positions, 1))
     for j, group in enumerate(groups):
         w = weights[group][:, None]
         absent = (w == 0) & ~np.isfinite(values[group])
@@ -204,6 +205,7 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
         else:
             mean, variance = np.ravel(state["moving_mean"]), np.ravel(state["moving_variance"])
             r, d, s, b = 1.0, 0.0, 1.0, 0.0
+            trains[group] = not batch  # a batch without values trains no parameter
         k = inverse_stddev(variance, o.epsilon)
         normalized = np.where(absent, 0.0, values[group] - mean) * k
         corrected[group] = (normalized * r + d) * s + b
@@ -220,7 +222,7 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
         new = _updated(o, state, _remembered(kept, o.unbiased_moving_variance))
     if dy is None:
         return Result(layout.unrows(y), new, None, None)
-    sums = {"gamma": (upstream * corrected).sum(0), "beta": upstream.sum(0)}
+    sums = {"gamma": (trains * upstream * corrected).sum(0), "beta": (trains * upstream).sum(0)}
     gradients = {name: sums[name].reshape(np.shape(parameters[name])) for name in parameters}
     return Result(layout.unrows(y), new, layout.unrows(dx), gradients)
 

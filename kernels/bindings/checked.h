@@ -135,5 +135,33 @@ inline std::string backward(const Array* in, const Array* out, const Extra& extr
                            scale, offset, (int)extra.activation, live, extra.frozen, sum_dy, sum_dy_xh, dx));
 }
 
+// x, dy, weights, mean, remainder, variance, scale, offset -> sum_dy, sum_dy_xh
+inline std::string backward_sums(const Array* in, const Array* out, const Extra& extra) {
+  Checked c(in[0]);
+  void *dy = c.like_x(in[1], "dy"), *w = c.weights(in[2]);
+  void *mean = c.vector(in[3], "mean"), *remainder = c.vector(in[4], "remainder", true);
+  void* variance = c.vector(in[5], "variance");
+  void *scale = c.vector(in[6], "scale", true), *offset = c.vector(in[7], "offset", true);
+  void *sum_dy = c.vector(out[0], "sum_dy"), *sum_dy_xh = c.vector(out[1], "sum_dy_xh");
+  if (!c.problem.empty()) return c.problem;
+  return c.run(bn_backward_sums(c.x.type, c.x.dims, c.x.data, dy, w, c.wdims, mean, remainder, variance, extra.epsilon, scale,
+                                offset, (int)extra.activation, sum_dy, sum_dy_xh));
+}
+
+// x, dy, weights, mean, remainder, variance, count, scale, offset, live, sum_dy, sum_dy_xh -> dx
+inline std::string backward_input(const Array* in, const Array* out, const Extra& extra) {
+  Checked c(in[0]);
+  void *dy = c.like_x(in[1], "dy"), *w = c.weights(in[2]);
+  void *mean = c.vector(in[3], "mean"), *remainder = c.vector(in[4], "remainder", true);
+  void *variance = c.vector(in[5], "variance"), *count = c.vector(in[6], "count", extra.frozen, true);
+  void *scale = c.vector(in[7], "scale", true), *offset = c.vector(in[8], "offset", true);
+  void *live = c.vector(in[9], "live", true), *dx = c.like_x(out[0], "dx");
+  void *sum_dy = c.vector(in[10], "sum_dy", extra.frozen), *sum_dy_xh = c.vector(in[11], "sum_dy_xh", extra.frozen);
+  if (!c.problem.empty()) return c.problem;
+  return c.run(bn_backward_input(c.x.type, c.x.dims, c.x.data, dy, w, c.wdims, count, mean, remainder, variance,
+                                 extra.epsilon, scale, offset, (int)extra.activation, live, extra.frozen, sum_dy, sum_dy_xh,
+                                 dx));
+}
+
 }  // namespace batchnorm
 #endif

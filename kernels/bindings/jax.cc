@@ -86,7 +86,7 @@ struct Frame {
   Attributes attributes;
 };
 
-constexpr int kInvalidArgument = 3, kScalar = 3, kMost = 10;
+constexpr int kInvalidArgument = 3, kScalar = 3, kMost = 12;
 
 int type_code(int xla_type) {
   switch (xla_type) {
@@ -155,4 +155,6 @@ BN_API void* batchnorm_moments(Frame* frame) { return handle(frame, 2, 4, batchn
 BN_API void* batchnorm_standardize(Frame* frame) { return handle(frame, 9, 1, batchnorm::standardize); }
 BN_API void* batchnorm_forward(Frame* frame) { return handle(frame, 4, 5, batchnorm::forward); }
 BN_API void* batchnorm_backward(Frame* frame) { return handle(frame, 10, 3, batchnorm::backward); }
+BN_API void* batchnorm_backward_sums(Frame* frame) { return handle(frame, 8, 2, batchnorm::backward_sums); }
+BN_API void* batchnorm_backward_input(Frame* frame) { return handle(frame, 12, 1, batchnorm::backward_input); }
 }

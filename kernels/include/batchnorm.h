@@ -6,7 +6,7 @@
  *           float for the others. Every per-channel vector is S[G*C]; count is S[G].
  * Weights.  w is NULL, or S[A', G', B', D'] (wdims[0..3]) where each size is the full one or 1. An element whose weight
  *           is exactly 0 is excluded: it does not touch the moments, whatever x holds there. It is still normalized;
- *           where its x is not finite it counts as centred at 0: y = offset, dx = 0, nothing for sum_dy_xh.
+ *           where its x is not finite, y = offset and dx = 0, and its dy counts nowhere.
  * Threads.  Every function may be called from several threads at once and after fork(). Results are bit for bit the
  *           same for any number of threads.
  * In place. An output may be the same pointer as an input of equal type (y = x, dx = dy, dx = x); else no overlap.
@@ -50,7 +50,7 @@ BN_API int bn_forward(int dtype, const int64_t dims[5], const void* x, const voi
                       double epsilon, const void* scale, const void* offset, int activation,
                       void* mean, void* remainder, void* variance, void* count, void* y);
 
-/* sum_dy = sum(dy), sum_dy_xh = sum(dy * xh), xh = (x - mean - remainder) * k, over all elements, excluded ones too.
+/* sum_dy = sum(dy), sum_dy_xh = sum(dy * xh), xh = (x - mean - remainder) * k, over all elements, excluded finite ones too.
  * With BN_RELU dy counts only where y, recomputed as bn_standardize computes it, is > 0. */
 BN_API int bn_backward_sums(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* w,
                             const int64_t wdims[4], const void* mean, const void* remainder, const void* variance,
@@ -77,8 +77,8 @@ BN_API const char* bn_error(int code);
 /* Raised whenever a prototype above changes its meaning. A loader refuses another number. */
 BN_API int bn_abi_version(void);
 
-/* The instruction set chosen: "baseline", "v3" (AVX2, FMA, F16C) or "v4" (AVX-512). BATCHNORM_ISA may lower it; it is
- * read once, at the first call. */
+/* The instruction set chosen: "baseline", "v3" (AVX2, FMA, F16C), "v4" (AVX-512) or "v4-bf16" (and its bfloat16
+ * conversion). BATCHNORM_ISA=baseline|v3|v4 lowers it; read once, at the first call. */
 BN_API const char* bn_isa(void);
 
 /* How many threads a call may use; n <= 0 restores the default: OMP_NUM_THREADS, else the cores this process may use. */

@@ -7,7 +7,10 @@ BN_INLINE void gradient_step(const T* x, const T* dy, V each, const From& from, 
   V d = load(dy, tag);
   if (RELU) d = select(standardized<T, X>(value, each, from, j) > zero, d, zero);
   V centred = value - from.get(M, j);
-  if (X != kNoneExcluded) centred = unless_excluded<X>(value, each, centred, from.get(REMAINDER, j));
+  if (X != kNoneExcluded) {  // as if the element were not there
+    centred = unless_excluded<X>(value, each, centred, zero);
+    d = unless_excluded<X>(value, each, d, zero);
+  }
   sum += d;
   product = fma(d, centred, product);
 }

@@ -23,8 +23,8 @@ struct Call {
 };
 
 // The coefficients of one channel. y = (x - M) * A + B; dx = CA * (dy - w * ((x - M) * C1 + C0)).
-// OFFSET and REMAINDER are for excluded elements: y = OFFSET, and a centred value of REMAINDER adds 0 to sum_dy_xh.
-enum Coefficient { M, A, B, OFFSET, REMAINDER, C1, C0, CA, kCoefficients };
+// OFFSET is for excluded elements that are not finite: y = OFFSET.
+enum Coefficient { M, A, B, OFFSET, C1, C0, CA, kCoefficients };
 
 typedef void (*Run)(const Call& call);
 struct Level {
@@ -34,3 +34,4 @@ struct Level {
 const Level* baseline_level();
 const Level* v3_level();
 const Level* v4_level();
+const Level* v4_bf16_level();

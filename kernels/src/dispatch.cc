@@ -14,12 +14,12 @@
 static const Level* choose_level() {
 #if defined(BN_X86_LEVELS)
   const char* cap = getenv("BATCHNORM_ISA");
-  const bool baseline_only = cap && !strcmp(cap, "baseline"), no_v4 = baseline_only || (cap && !strcmp(cap, "v3"));
+  const int most = !cap ? 9 : !strcmp(cap, "baseline") ? 2 : !strcmp(cap, "v3") ? 3 : !strcmp(cap, "v4") ? 4 : 9;
   __builtin_cpu_init();
-  if (!no_v4 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if (most >= 4 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return v4_level();
-  if (!baseline_only && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return v3_level();
+    return most > 4 && __builtin_cpu_supports("avx512bf16") ? v4_bf16_level() : v4_level();
+  if (most >= 3 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return v3_level();
 #endif
   return baseline_level();
 }
@@ -231,7 +231,7 @@ int bn_forward(int dtype, const int64_t dims[5], const void* x, const void* w, c
                const void* scale, const void* offset, int activation, void* mean, void* remainder, void* variance,
                void* count, void* y) {
   // Without a place for the remainder y would depend on whether the caller asked for it: refuse.
-  if (!remainder) return BN_NULL;
+  if (!remainder && dims && dims[1] != 0 && dims[3] != 0) return BN_NULL;
   return moments_and_more({dtype, dims, w, wdims}, kMoments | kStandardize, x, epsilon, scale, offset, activation, mean,
                           remainder, variance, count, y);
 }

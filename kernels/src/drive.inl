@@ -30,7 +30,6 @@ template <class T> struct Driver {
     coefficient(A)[i] = a;
     coefficient(B)[i] = (S)(offset - remainder * (double)a);
     coefficient(OFFSET)[i] = (S)offset;
-    coefficient(REMAINDER)[i] = (S)remainder;
     coefficient(C1)[i] = coefficient(C0)[i] = 0;
     coefficient(CA)[i] = a;
   }

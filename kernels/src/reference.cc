@@ -84,7 +84,8 @@ void reference_backward_sums(const View& v, const Statistics& s, const void* x, 
                              double* sum_dy, double* sum_dy_xh) {
   for (int64_t k = 0; k < v.dims[1] * v.dims[3]; k++) sum_dy[k] = sum_dy_xh[k] = 0;
   each_element(v, [&](int64_t i, int64_t, int64_t k, double w) {
-    const double d = counts[i] ? element(v.dtype, dy, i) : 0;
+    const bool absent = w == 0 && !isfinite(element(v.dtype, x, i));
+    const double d = counts[i] && !absent ? element(v.dtype, dy, i) : 0;
     sum_dy[k] += d;
     sum_dy_xh[k] += d * centred(v, s, k, element(v.dtype, x, i), w) * inverse_deviation(v, s, k);
   });

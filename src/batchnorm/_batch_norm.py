@@ -191,7 +191,7 @@ def normalize(
     """`batch_norm` with options that were checked before: what layers call."""
     ops = backend_of(x)
     dtype = _statistics_dtype(ops, x, options.owner)
-    training = _resolve_training(ops, training, options.owner)
+    training = resolve_training(ops, training, options.owner)
     batch = {"auto": training, "batch": True, "moving": False}[options.statistics]
     update = training if options.update_statistics == "auto" else options.update_statistics
     fused = _takes_kernels(ops, options, x)
@@ -253,7 +253,7 @@ def normalize(
     }
 
 
-def _resolve_training(ops: Any, training: Any, owner: str) -> bool | Tensor:
+def resolve_training(ops: Any, training: Any, owner: str) -> bool | Tensor:
     """True, False, or a boolean scalar tensor that is not known yet."""
 
     def refusal(error: type[Exception]) -> Exception:
@@ -292,20 +292,26 @@ def _view(
     size = options.virtual_batch_size
     if size is None or (batch is False and update is False):
         return _axes.view(shape, axes)
-    samples = shape[0]
-    rule = f"{options.owner}: virtual_batch_size must divide the batch in training; got {size}"
-    if not ops.is_tensor(samples):
-        if samples % size != 0:
-            raise ValueError(f"{rule} for a batch of {samples}. Drop or pad the last batch.")
-        return _axes.view(shape, axes, size, samples // size)
-    if not ops.is_tensor(batch):
-        divides = samples % size == 0
-        message = f"{rule} for a batch of another size. Drop or pad the last batch."
+    samples, known = shape[0], not ops.is_tensor(shape[0])
+    message = (
+        f"{options.owner}: virtual_batch_size must divide the batch in training; got {size} for a "
+        f"batch of {samples if known else 'another size'}. Drop or pad the last batch."
+    )
+    divides = samples % size == 0
+    if ops.is_tensor(batch):
+        # Only known at run time whether to group, and inference takes any batch: as one group.
+        if known and divides:
+            return _axes.view(shape, axes, size, samples // size)
+        checked = ops.check(~batch if known else divides | ~batch, ValueError, message, samples)
+        if known:
+            return _axes.view(shape, axes, samples, 1)
+        groups = ops.maximum(ops.where(batch, checked // size, 1), 1)
+        return _axes.view(shape, axes, checked // groups, groups)
+    if not known:
         samples = ops.check(divides, ValueError, message, samples)
-        return _axes.view(shape, axes, size, samples // size)
-    # Only known at run time whether to group, and inference takes any batch: as one group.
-    groups = ops.maximum(ops.where(batch, samples // size, 1), 1)
-    return _axes.view(shape, axes, samples // groups, groups)
+    elif not divides:
+        raise ValueError(message)
+    return _axes.view(shape, axes, size, samples // size)
 
 
 def _check_vectors(

@@ -22,12 +22,35 @@ try:
     _handlers = ctypes.CDLL(str(path_of("libbatchnorm_jax")))
 except OSError as error:
     raise KernelsUnavailable(f"The JAX binding cannot be loaded: {error}.") from error
-for _name in ("moments", "standardize", "forward", "backward"):
+for _name in (
+    "moments", "standardize", "forward", "backward", "backward_sums", "backward_input",
+):  # fmt: skip
     jax.ffi.register_ffi_target(
         f"batchnorm_{_name}",
         jax.ffi.pycapsule(getattr(_handlers, f"batchnorm_{_name}")),
         platform="cpu",
     )
+
+
+def varying(x: Any) -> frozenset[str]:
+    """The axes of shard_map over which x varies; none outside of it."""
+    kind = jax.typeof(x)
+    kind = getattr(kind, "manual_axis_type", kind)  # since JAX 0.10
+    return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+
+
+def _vary(x: Any, axes: frozenset[str]) -> Any:
+    missing = tuple(sorted(axes - varying(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def varying_alike(operands: Any) -> Any:
+    """Operands that all vary over the same axes of shard_map: calls and derivatives need that.
+
+    Then a parameter that was the same on all devices gets the sum of their gradients.
+    """
+    axes = frozenset().union(*map(varying, jax.tree.leaves(operands)))
+    return jax.tree.map(lambda one: _vary(one, axes), operands) if axes else operands
 
 
 def _statistics_type(x: Array) -> Any:
@@ -47,7 +70,9 @@ def _weights(x: Array, weights: Array | None) -> Array:
 
 def _call(name: str, results: list[Any], operands: list[Array], **attributes: Any) -> Any:
     call = jax.ffi.ffi_call(f"batchnorm_{name}", results, vmap_method="sequential")
-    return call(*operands, **attributes)
+    out = call(*varying_alike(operands), **attributes)
+    axes = frozenset().union(*map(varying, operands))
+    return [_vary(one, axes) for one in out] if axes else out
 
 
 def _vectors(x: Array, count: int) -> list[jax.ShapeDtypeStruct]:
@@ -117,3 +142,37 @@ def backward(
         activation=activation,
         frozen=frozen,
     )
+
+
+def backward_sums(
+    x: Array, dy: Array, weights: Array | None, given: Any, epsilon: float, activation: int
+) -> list[Array]:
+    mean, remainder, variance, _, scale, offset, _ = given
+    vectors = (mean, remainder, variance, scale, offset)
+    return _call(
+        "backward_sums",
+        _vectors(x, 2),
+        [x, dy, _weights(x, weights), *(_absent(x, one) for one in vectors)],
+        epsilon=epsilon,
+        activation=activation,
+    )
+
+
+def backward_input(
+    x: Array,
+    dy: Array,
+    weights: Array | None,
+    given: Any,
+    sums: list[Array],
+    epsilon: float,
+    activation: int,
+) -> Array:
+    (dx,) = _call(
+        "backward_input",
+        [_like(x)],
+        [x, dy, _weights(x, weights), *(_absent(x, one) for one in given), *sums],
+        epsilon=epsilon,
+        activation=activation,
+        frozen=False,
+    )
+    return dx

@@ -252,7 +252,7 @@ def _fake_backward(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), *_new_vectors(x, 2)
 
 
-def _one_by_one(operator: Any) -> Any:
+def one_by_one(operator: Any) -> Any:
     """A vmap rule: the operator on each slice."""
 
     def rule(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
@@ -283,7 +283,7 @@ for _name, _kernel, _fake in (
     _registry.impl(_name, _kernel, "CPU")
     torch.library.register_fake(f"batchnorm::{_name}", _fake)
     torch.library.register_vmap(
-        f"batchnorm::{_name}", _one_by_one(getattr(torch.ops.batchnorm, _name))
+        f"batchnorm::{_name}", one_by_one(getattr(torch.ops.batchnorm, _name))
     )
 
 

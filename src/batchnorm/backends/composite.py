@@ -88,9 +88,9 @@ def standardize(
     if excluded is not None:
         centered = ops.where(excluded, ops.zeros_like(centered), centered)
     factor = inverse_stddev(ops, moments.variance, epsilon)
-    y = centered * spread(factor if scale is None else factor * scale)
+    y = ops.multiply(centered, spread(factor if scale is None else factor * scale))
     if offset is not None:
-        y = y + spread(offset)
+        y = ops.add(y, spread(offset))
     if excluded is not None:
         y = ops.where(excluded, ops.stop_gradient(y), y)
     return ops.cast(_activated(ops, y, activation), ops.dtype(x))

@@ -18,10 +18,13 @@ from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
 _ops = sys.modules[__name__]
 UNAVAILABLE = _native.load_operators("jax")
 if UNAVAILABLE is None:
-    from batchnorm._native import jax as kernels
+    from batchnorm._native import jax_sharding as kernels
+    from batchnorm._native.jax import varying_alike
 
 where = jnp.where
 sqrt = jnp.sqrt
+add = jnp.add
+multiply = jnp.multiply
 maximum = jnp.maximum
 minimum = jnp.minimum
 isfinite = jnp.isfinite
@@ -123,6 +126,8 @@ def why_not(x: jax.Array) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
     if UNAVAILABLE is None and jax.default_backend() != "cpu":
         return f"The native kernels run on the CPU; JAX runs on {jax.default_backend()}."
+    if any(not isinstance(size, int) for size in x.shape):
+        return "A size is symbolic, as in an export, which cannot hold native kernels."
     return UNAVAILABLE
 
 
@@ -130,7 +135,7 @@ def moments(x: jax.Array, weights: jax.Array | None, fused: bool) -> Moments:
     """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
     if not fused:
         return composite.moments(_ops, x, weights)
-    return Moments(*kernels.moments(stop_gradient(x), weights))
+    return Moments(*kernels.moments(*varying_alike((stop_gradient(x), weights))))
 
 
 def standardize(
@@ -150,7 +155,8 @@ def standardize(
     given = vectors(_ops, x, moments, scale, offset, live)
     constants = (weights, given._replace(scale=None, offset=None))
     static = (epsilon, ACTIVATIONS[activation], live is False)
-    return _standardize(static, x, (given.scale, given.offset), constants)
+    affine = (given.scale, given.offset)
+    return _standardize(static, *varying_alike((x, affine, constants)))
 
 
 def forward(
@@ -170,7 +176,8 @@ def forward(
         ), measured
     _, g, _, c, _ = x.shape
     affine = tuple(None if v is None else jnp.broadcast_to(v, (g, c)) for v in (scale, offset))
-    y, *measured = _forward((epsilon, ACTIVATIONS[activation], False), x, affine, weights)
+    static = (epsilon, ACTIVATIONS[activation], False)
+    y, *measured = _forward(static, *varying_alike((x, affine, weights)))
     return y, Moments(*measured)
 
 

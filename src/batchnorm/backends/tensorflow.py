@@ -75,6 +75,23 @@ def wide_sum(x: tf.Tensor, axes: Any) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(x, tf.float64), axes, keepdims=True)
 
 
+@tf.custom_gradient
+def add(x: tf.Tensor, vector: tf.Tensor) -> Any:
+    """x + vector, for a vector with x's rank and ones. Its derivative is summed in float64 too."""
+    return x + vector, lambda dz: (dz, _summed_to(dz, vector))
+
+
+@tf.custom_gradient
+def multiply(x: tf.Tensor, vector: tf.Tensor) -> Any:
+    """x * vector; see `add`."""
+    return x * vector, lambda dz: (dz * vector, _summed_to(dz * x, vector))
+
+
+def _summed_to(dz: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
+    ones = [i for i, size in enumerate(vector.shape.as_list()) if size == 1]
+    return tf.cast(wide_sum(dz, ones), vector.dtype)
+
+
 def pin(x: tf.Tensor, dtype: str) -> tf.Tensor:
     return tf.cast(x, dtype)  # the rounding from float64 is one that XLA keeps
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +16,13 @@ from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
 
 _ops = sys.modules[__name__]
 UNAVAILABLE = _native.load_operators("torch")
+if UNAVAILABLE is None:
+    from batchnorm._native.torch import one_by_one
 
 where = torch.where
 sqrt = torch.sqrt
+add = torch.add
+multiply = torch.mul
 isfinite = torch.isfinite
 all = torch.all
 ones_like = torch.ones_like
@@ -140,7 +145,7 @@ def standardize(
     if not fused:
         return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
     given = vectors(_ops, x, moments, scale, offset, live)
-    return torch.ops.batchnorm.standardize(
+    return _operator("standardize")(
         x,
         weights,
         *(None if vector is None else vector.contiguous() for vector in given),
@@ -167,9 +172,7 @@ def forward(
         ), measured
     _, g, _, c, _ = x.shape
     scale, offset = (None if v is None else v.expand(g, c).contiguous() for v in (scale, offset))
-    y, *measured = torch.ops.batchnorm.forward(
-        x, weights, scale, offset, epsilon, ACTIVATIONS[activation]
-    )
+    y, *measured = _operator("forward")(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
     return y, Moments(*measured)
 
 
@@ -186,6 +189,8 @@ def affine(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """What the derivative of `standardize` needs: x and vectors, nothing else of x's size."""
     x, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    if ctx.frozen:  # moving statistics: a layer may update them in place before the backward pass
+        given[0], given[2] = given[0].clone(), given[2].clone()
     ctx.save_for_backward(x, weights, *given)
 
 
@@ -199,7 +204,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     x, weights, *given = ctx.saved_tensors
-    dx, sum_dy, sum_dy_xh = torch.ops.batchnorm.backward(
+    dx, sum_dy, sum_dy_xh = _operator("backward")(
         x, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen
     )
     *_, scale, offset, _ = given
@@ -229,36 +234,64 @@ def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
     given = Vectors(*vectors_)
     absent = (given.scale is None, given.offset is None)
     ones = torch.ones_like(given.mean)
-    with torch.enable_grad():
-        x, dy, scale, offset = (
-            tensor.detach().requires_grad_()
-            for tensor in (
-                x,
-                dy,
-                ones if given.scale is None else given.scale,
-                0 * ones if given.offset is None else given.offset,
-            )
+    scale = ones if given.scale is None else given.scale
+    offset = torch.zeros_like(ones) if given.offset is None else given.offset
+
+    def gradients(
+        x: torch.Tensor, dy: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        def y_of(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+            full = given._replace(scale=scale, offset=offset)
+            return recomputed(_ops, x, weights, full, ctx.epsilon, ctx.activation, ctx.frozen)
+
+        dx, sum_dy_xh, sum_dy = torch.func.vjp(y_of, x, scale, offset)[1](dy)
+        return dx, sum_dy, sum_dy_xh
+
+    values, pull = torch.func.vjp(gradients, x, dy, scale, offset)
+    d_x, d_dy, d_scale, d_offset = pull(
+        tuple(
+            torch.zeros_like(v) if u is None else u for u, v in zip(upstream, values, strict=True)
         )
-        given = given._replace(scale=scale, offset=offset)
-        y = recomputed(_ops, x, weights, given, ctx.epsilon, ctx.activation, ctx.frozen)
-        dx, sum_dy_xh, sum_dy = torch.autograd.grad(y, (x, scale, offset), dy, create_graph=True)
-        inner = dx.new_zeros(())
-        for u, v in zip(upstream, (dx, sum_dy, sum_dy_xh), strict=True):
-            if u is not None:
-                inner = inner + (u * v).sum()
-        d_x, d_dy, d_scale, d_offset = torch.autograd.grad(
-            inner, (x, dy, scale, offset), allow_unused=True
-        )
+    )
     d_scale, d_offset = (
         None if missing else grad for missing, grad in zip(absent, (d_scale, d_offset), strict=True)
     )
     return d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
 
 
+_RULES = {
+    "standardize": (_standardize_derivative, _save),
+    "forward": (_forward_derivative, _save_forward),
+    "backward": (_second_derivative, _save_backward),
+}
 if UNAVAILABLE is None:
-    for _name, _rule, _setup in (
-        ("standardize", _standardize_derivative, _save),
-        ("forward", _forward_derivative, _save_forward),
-        ("backward", _second_derivative, _save_backward),
-    ):
+    for _name, (_rule, _setup) in _RULES.items():
         torch.library.register_autograd(f"batchnorm::{_name}", _rule, setup_context=_setup)
+
+
+def _operator(name: str) -> Any:
+    """An operator of the kernels, in a form that torch.func can transform."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return getattr(torch.ops.batchnorm, name)
+    return _function(name).apply
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    """The operator as an autograd.Function: torch.func knows no other custom derivatives.
+
+    (torch 2.13: what `register_autograd` makes has no `setup_context`.)
+    """
+    operator = getattr(torch.ops.batchnorm, name)
+    rule, setup = _RULES[name]
+
+    class Function(torch.autograd.Function):
+        forward = staticmethod(lambda *operands: operator(*operands))
+        setup_context = staticmethod(setup)
+        backward = staticmethod(rule)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *operands: Any) -> Any:
+            return one_by_one(_operator(name))(info, in_dims, *operands)
+
+    return Function

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from batchnorm import _axes
-from batchnorm._batch_norm import normalize
+from batchnorm._batch_norm import normalize, resolve_training
 from batchnorm._options import Options
 from batchnorm._statistics import initial_value, state_names
 from batchnorm.backends import backend_of, why_not
@@ -157,6 +158,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.beta: keras.Variable | None = None
         self.moving_mean: keras.Variable | None = None
         self.moving_variance: keras.Variable | None = None
+        self._previous_states: deque[dict[str, Any]] = deque(maxlen=8)  # newest last
         options = self._options()
         if options.fused and (reason := why_not(keras.backend.backend())):
             raise ValueError(
@@ -166,7 +168,8 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     def _options(self) -> Options:
         """The options as they are now: attributes may be set at any time, and are checked again."""
         return Options(
-            **{name: _current(getattr(self, name)) for name in _OPTIONS},
+            **{name: _current(getattr(self, name)) for name in _OPTIONS if name != "adjustment"},
+            adjustment=_returning_tensors(self.adjustment),
             activation="relu" if self.activation is keras.activations.relu else None,
             owner=f"{type(self).__name__} {self.name!r}",
         )
@@ -275,7 +278,19 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         }
         names = (*state_names(options), *_COUNTERS)
         state = {name: getattr(self, name).value for name in names}
-        training = training if self.trainable else False
+        ops = backend_of(inputs)
+        training = resolve_training(ops, training if self.trainable else False, options.owner)
+        update = training if options.update_statistics == "auto" else options.update_statistics
+        recomputing = ops.recomputing()
+        # Where the state that this call changes has a part in its output, a recomputed call needs
+        # it as it was. JAX recomputes pure functions.
+        kept = update is not False and (options.renorm or options.statistics == "moving")
+        if kept and keras.backend.backend() != "jax":
+            state = {name: keras.ops.copy(value) for name, value in state.items()}
+            if not recomputing:
+                self._previous_states.append(state)
+            elif self._previous_states:
+                state = self._previous_states.pop()
 
         def function(inputs: Any, *vectors: Any) -> tuple[Any, dict[str, Any]]:
             given = dict(zip(parameters, vectors, strict=True))
@@ -283,7 +298,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
             return outputs, {name: new[name] for name in names if new[name] is not state[name]}
 
         outputs, changed = transform(function)(inputs, *parameters.values())
-        if not backend_of(inputs).recomputing():
+        if not recomputing:
             for name, value in changed.items():
                 getattr(self, name).assign(value)
         if options.activation is None and self.activation is not keras.activations.linear:
@@ -369,7 +384,16 @@ def _current(value: Any) -> Any:
     """The value of an option with Keras variables in it as tensors, traced ones under a trace."""
     if isinstance(value, Mapping):
         return {key: _current(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_current(one) for one in value)
     return value.value if isinstance(value, keras.Variable) else value
+
+
+def _returning_tensors(function: Any) -> Any:
+    """A user's function whose returned tuple may hold Keras variables."""
+    if not callable(function):
+        return function  # Options refuses it
+    return lambda *arguments: _current(function(*arguments))
 
 
 def _plain(value: Any) -> Any:

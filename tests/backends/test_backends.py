@@ -1,0 +1,140 @@
+"""The seam: every framework's file defines the same functions with the same signatures."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import engines
+from batchnorm import backends
+
+NAMES = ("tensorflow", "jax", "torch")
+
+
+def functions(module: ModuleType) -> dict[str, Any]:
+    """The public functions of a backend: its own, and the framework's under our names."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and not inspect.isclass(value)
+        and getattr(value, "__module__", "").split(".")[0] != "typing"
+        and name not in imported(module)
+    }
+
+
+def imported(module: ModuleType) -> set[str]:
+    """Names that an import statement binds."""
+    source = inspect.getsource(module)
+    found = re.findall(r"^from [\w.]+ import ([^(\n]+)$", source, re.MULTILINE)
+    return {name.strip() for line in found for name in line.split(",")}
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict[str, ModuleType]:
+    return {name: importlib.import_module(f"batchnorm.backends.{name}") for name in NAMES}
+
+
+def test_every_backend_defines_the_same_functions(modules: dict[str, ModuleType]) -> None:
+    expected = set(functions(modules["jax"]))
+    assert {"moments", "standardize", "where", "sqrt"} <= expected
+    for name, module in modules.items():
+        assert set(functions(module)) == expected, name
+
+
+def test_equal_functions_have_equal_signatures(modules: dict[str, ModuleType]) -> None:
+    for name in functions(modules["jax"]):
+        ours = [
+            [(p.name, p.kind, p.default) for p in inspect.signature(value).parameters.values()]
+            for module in modules.values()
+            if inspect.isfunction(value := vars(module)[name])
+            and value.__module__ == module.__name__
+        ]
+        assert all(one == ours[0] for one in ours), name
+
+
+def test_a_tensor_finds_its_backend(engine: engines.Engine) -> None:
+    x = engine.tensor(np.zeros((2, 3), "float32"))
+    assert backends.backend_of(x) is engine.ops
+
+
+def test_a_traced_tensor_finds_its_backend(engine: engines.Engine) -> None:
+    found = []
+
+    def function(x: Any) -> Any:
+        found.append(backends.backend_of(x))
+        return x
+
+    if engine.name == "torch":
+        pytest.skip("dynamo traces no side effects on lists of modules")
+    engine.run(function, engine.tensor(np.zeros(3, "float32")), mode=engine.modes[1])
+    assert set(found) == {engine.ops}
+
+
+def test_a_variable_finds_its_backend() -> None:
+    import tensorflow as tf
+    import torch
+
+    assert backends.backend_of(tf.Variable([1.0])) is importlib.import_module(
+        "batchnorm.backends.tensorflow"
+    )
+    assert backends.backend_of(torch.nn.Parameter(torch.zeros(1))) is importlib.import_module(
+        "batchnorm.backends.torch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(np.zeros(3), "numpy.ndarray"), ([1.0], "builtins.list")]
+)
+def test_anything_else_is_refused_in_words(value: Any, kind: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        backends.backend_of(value)
+    assert str(caught.value) == (
+        f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
+        "for example with jax.numpy.asarray."
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_framework_does_not_import_another(name: str) -> None:
+    tensor = {
+        "tensorflow": "import tensorflow as tf; x = tf.zeros((2, 3))",
+        "jax": "import jax; x = jax.numpy.zeros((2, 3))",
+        "torch": "import torch; x = torch.zeros((2, 3))",
+    }[name]
+    code = (
+        f"{tensor}\nimport sys, batchnorm\n"
+        "before = set(sys.modules)\n"
+        "batchnorm.batch_norm(x, *batchnorm.init(x), training=True)\n"
+        "print(sorted({'tensorflow', 'jax', 'torch', 'keras'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_small_operations_agree_with_numpy(engine: engines.Engine) -> None:
+    ops = engine.ops
+    x = np.array([[-1.0, 0.5, np.inf], [2.0, np.nan, 0.0]], "float32")
+    tensor = engine.tensor(x)
+    with np.errstate(invalid="ignore"):
+        pairs = [
+            (ops.maximum(tensor, 0.25), np.maximum(x, 0.25)),
+            (ops.minimum(tensor, 0.25), np.minimum(x, 0.25)),
+            (ops.minimum(tensor, ops.zeros_like(tensor)), np.minimum(x, 0)),
+            (ops.isfinite(tensor), np.isfinite(x)),
+            (ops.sum(ops.ones_like(tensor), 0), [[2.0, 2.0, 2.0]]),
+            (ops.transpose(tensor, (1, 0)), x.T),
+            (ops.broadcast_to(tensor[:1], (4, 3)), np.broadcast_to(x[:1], (4, 3))),
+            (ops.full((2, 1), 3, "int32", tensor), [[3], [3]]),
+        ]
+    for got, expected in pairs:
+        np.testing.assert_array_equal(engine.numpy(got), expected)
