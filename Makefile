@@ -18,12 +18,13 @@ SHELL := bash
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 LOGS := build/test
-SUITES := core $(BACKENDS)
+SUITES := core composite $(BACKENDS)
 # Test workers are the parallelism; threads inside each would only fight over the same cores.
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 QUIET := TF_CPP_MIN_LOG_LEVEL=2
 # A kernel that was not built must fail the run, not be stepped around.
 KERNELS ?= require
+ENVIRONMENT = $(ONE_THREAD) $(QUIET) BATCHNORM_KERNELS=$(KERNELS)
 comma := ,
 empty :=
 space := $(empty) $(empty)
@@ -66,13 +67,19 @@ test: $(VENV)/.test  ## set up what is missing, then every test on every backend
 # Keras reads its backend once, at import: one process per backend, and one for all the rest.
 test-core: $(VENV)/.test  ## the tests that need no Keras backend
 	@mkdir -p $(LOGS); echo "== core"
-	@$(ONE_THREAD) $(QUIET) BATCHNORM_KERNELS=$(KERNELS) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) -m 'not keras' $(PYTEST_ARGS) \
+	@$(ENVIRONMENT) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) -m 'not keras' $(PYTEST_ARGS) \
 	  2>&1 | tee $(LOGS)/core.log
+
+test-composite: KERNELS := never
+test-composite: $(VENV)/.test  ## the core's tests again, as on a machine without kernels
+	@mkdir -p $(LOGS); echo "== composite path"
+	@$(ENVIRONMENT) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) -m 'not keras' tests/test_*.py tests/backends \
+	  $(PYTEST_ARGS) 2>&1 | tee $(LOGS)/composite.log
 
 $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.test
 	@mkdir -p $(LOGS); echo "== Keras on $*"
-	@$(ONE_THREAD) $(QUIET) BATCHNORM_KERNELS=$(KERNELS) $(REQUESTED)=$* KERAS_BACKEND=$* \
-	  $(PYTEST) -m keras $(PYTEST_ARGS) 2>&1 | tee $(LOGS)/$*.log
+	@$(ENVIRONMENT) $(REQUESTED)=$* KERAS_BACKEND=$* $(PYTEST) -m keras $(PYTEST_ARGS) \
+	  2>&1 | tee $(LOGS)/$*.log
 
 # A suite whose log does not close on "N passed" did not run: that fails too.
 summary:  ## the closing line of each suite of the last `make test`

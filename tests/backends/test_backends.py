@@ -35,7 +35,7 @@ def functions(module: ModuleType) -> dict[str, Any]:
 def imported(module: ModuleType) -> set[str]:
     """Names that an import statement binds."""
     source = inspect.getsource(module)
-    found = re.findall(r"^from [\w.]+ import ([^(\n]+)$", source, re.MULTILINE)
+    found = re.findall(r"^ *from [\w.]+ import ([^(\n]+)$", source, re.MULTILINE)
     return {name.strip() for line in found for name in line.split(",")}
 
 
