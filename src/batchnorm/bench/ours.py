@@ -1,0 +1,77 @@
+"""Our side of every comparison: `batch_norm` as functions of the same form as the peers'.
+
+Every function that the engines time is `f(x, gamma, beta, state, extra) -> (y, ...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from batchnorm import batch_norm
+from batchnorm._batch_norm import normalize
+from batchnorm._options import Options
+from batchnorm.bench.plan import Case
+
+EPSILON = 1e-3
+MOMENTUM = 0.9
+GHOST = 16
+
+Function = Callable[[Any, Any, Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, ...]]
+
+
+class Given(NamedTuple):
+    """What one case is measured on: tensors of the framework; `extra` holds masks and weights."""
+
+    x: Any
+    dy: Any
+    gamma: Any
+    beta: Any
+    state: dict[str, Any]
+    extra: dict[str, Any]
+    axis: int  # of the channels
+
+
+def arrays(case: Case, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """x and dy in float32."""
+    generator = np.random.default_rng(1)
+    x = generator.standard_normal(shape, np.float32)
+    return x * 2 + 1, generator.standard_normal(shape, np.float32)
+
+
+def vectors(channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """gamma and beta."""
+    return np.full(channels, 1.5, np.float32), np.full(channels, 0.1, np.float32)
+
+
+def plain(given: Given, training: bool = True, **options: Any) -> Function:
+    """`batchnorm.batch_norm`, with other options where the case is about them."""
+    options = {"axis": given.axis, "momentum": MOMENTUM, "epsilon": EPSILON, **options}
+
+    def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any, Any]:
+        parameters = {"gamma": gamma, "beta": beta}
+        return batch_norm(x, parameters, state, training=training, **options, **extra)
+
+    return function
+
+
+def with_relu(given: Given) -> Function:
+    """BN + ReLU in one, as the Keras layers call it."""
+    options = Options(axis=given.axis, momentum=MOMENTUM, epsilon=EPSILON, activation="relu")
+
+    def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any, Any]:
+        return normalize(options, x, {"gamma": gamma, "beta": beta}, state, training=True)
+
+    return function
+
+
+def then(function: Function, activation: Callable[[Any], Any]) -> Function:
+    """The function, and an activation after it."""
+
+    def both(*arguments: Any) -> tuple[Any, ...]:
+        y, *rest = function(*arguments)
+        return activation(y), *rest
+
+    return both

@@ -1,0 +1,124 @@
+"""JAX, under jit as it is used: what is measured there, and what it has of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import batchnorm
+from batchnorm.backends import jax as backend
+from batchnorm.bench import ours
+from batchnorm.bench.ours import EPSILON, MOMENTUM, Function, Given
+from batchnorm.bench.plan import Case
+
+FRAMEWORK = "jax"
+UNAVAILABLE = backend.UNAVAILABLE
+
+relu = jax.nn.relu
+
+
+def tensor(array: np.ndarray, dtype: str = "float32") -> jax.Array:
+    return jnp.asarray(array, dtype)
+
+
+def parameter(array: np.ndarray) -> jax.Array:
+    """A tensor that gradients are taken of."""
+    return tensor(array)
+
+
+def given(case: Case, renorm: bool = False, native: bool = False) -> Given:
+    """The tensors of a case."""
+    shape = case.size.shape(case.layout)
+    x, dy = (tensor(array, case.dtype) for array in ours.arrays(case, shape))
+    gamma, beta = (parameter(vector) for vector in ours.vectors(case.size.c))
+    axis = 1 if case.layout == "first" else -1
+    _, state = batchnorm.init(x, axis=axis, renorm=renorm)
+    return Given(x, dy, gamma, beta, state, {}, axis)
+
+
+def forward_backward(function: Function, given: Given) -> Callable[[], Any]:
+    """A call that returns y, the new state, and the gradients of x, gamma and beta."""
+    x, dy, gamma, beta, state, extra, _ = given
+
+    def step(x: Any, dy: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> Any:
+        def of(x: Any, gamma: Any, beta: Any) -> Any:
+            y, *rest = function(x, gamma, beta, state, extra)
+            return y, rest
+
+        y, pull, rest = jax.vjp(of, x, gamma, beta, has_aux=True)
+        return y, pull(dy), rest
+
+    compiled = jax.jit(step)
+    return lambda: jax.block_until_ready(compiled(x, dy, gamma, beta, state, extra))
+
+
+def forward(function: Function, given: Given) -> Callable[[], Any]:
+    """A call that returns y, and the state."""
+    x, _, gamma, beta, state, extra, _ = given
+    compiled = jax.jit(function)
+    return lambda: jax.block_until_ready(compiled(x, gamma, beta, state, extra))
+
+
+def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:
+    """Batch normalization written in jax.numpy, with two passes, and flax's where it is there."""
+    result = {"jax.jit": _written(given, training)}
+    if importlib.util.find_spec("flax") is not None and case.what == "forward + backward":
+        result["flax"] = _flax(given, training)
+    return result
+
+
+def _written(given: Given, training: bool) -> Function:
+    axis = given.axis % given.x.ndim
+    axes = tuple(one for one in range(given.x.ndim) if one != axis)
+    shape = tuple(size if one == axis else 1 for one, size in enumerate(given.x.shape))
+
+    def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any, Any]:
+        old = state["moving_mean"], state["moving_variance"]
+        wide = x.astype(jnp.float32)
+        if training:
+            mean = wide.mean(axes, keepdims=True)
+            variance = jnp.square(wide - mean).mean(axes, keepdims=True)
+            measured = mean.reshape(-1), variance.reshape(-1)
+            old = tuple(
+                MOMENTUM * one + (1 - MOMENTUM) * two
+                for one, two in zip(old, measured, strict=True)
+            )
+        else:
+            mean, variance = (one.reshape(shape) for one in old)
+        factor = jax.lax.rsqrt(variance + EPSILON) * gamma.reshape(shape)
+        return ((wide - mean) * factor + beta.reshape(shape)).astype(x.dtype), old
+
+    return function
+
+
+def _flax(given: Given, training: bool) -> Function:
+    from flax import linen
+
+    layer = linen.BatchNorm(
+        use_running_average=not training,
+        axis=given.axis,
+        momentum=MOMENTUM,
+        epsilon=EPSILON,
+        dtype=given.x.dtype,
+    )
+
+    def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> Any:
+        statistics = {"mean": state["moving_mean"], "var": state["moving_variance"]}
+        variables = {"params": {"scale": gamma, "bias": beta}, "batch_stats": statistics}
+        return layer.apply(variables, x, mutable=["batch_stats"])
+
+    return function
+
+
+def small(case: Case, given: Given) -> tuple[dict[str, Callable[[], Any]], str]:
+    """Forward calls of ours, by name, and the peer under the name that is returned with them."""
+    calls = {
+        "ours": forward(ours.plain(given), given),
+        "jax.jit": forward(_written(given, True), given),
+    }
+    return calls, "jax.jit"

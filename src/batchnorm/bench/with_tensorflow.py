@@ -1,0 +1,146 @@
+"""TensorFlow, in tf.function as it is used: what is measured there, and what it has of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import batchnorm
+from batchnorm.backends import tensorflow as backend
+from batchnorm.bench import ours
+from batchnorm.bench.ours import EPSILON, GHOST, MOMENTUM, Function, Given
+from batchnorm.bench.plan import Case
+
+FRAMEWORK = "tensorflow"
+UNAVAILABLE = backend.UNAVAILABLE
+
+relu = tf.nn.relu
+
+
+def tensor(array: np.ndarray, dtype: str = "float32") -> tf.Tensor:
+    return tf.cast(tf.constant(array), dtype)
+
+
+def parameter(array: np.ndarray) -> tf.Tensor:
+    """A tensor that gradients are taken of."""
+    return tensor(array)
+
+
+def given(case: Case, renorm: bool = False, native: bool = False) -> Given:
+    """The tensors of a case."""
+    shape = case.size.shape(case.layout)
+    x, dy = (tensor(array, case.dtype) for array in ours.arrays(case, shape))
+    gamma, beta = (parameter(vector) for vector in ours.vectors(case.size.c))
+    axis = 1 if case.layout == "first" else -1
+    _, state = batchnorm.init(x, axis=axis, renorm=renorm)
+    return Given(x, dy, gamma, beta, state, {}, axis)
+
+
+def forward_backward(function: Function, given: Given) -> Callable[[], Any]:
+    """A call that returns y, the new state, and the gradients of x, gamma and beta."""
+    x, dy, gamma, beta, state, extra, _ = given
+
+    @tf.function(autograph=False)
+    def step(x: Any, dy: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> Any:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch((x, gamma, beta))
+            y, *rest = function(x, gamma, beta, state, extra)
+        return y, tape.gradient(y, (x, gamma, beta), output_gradients=dy), rest
+
+    return lambda: step(x, dy, gamma, beta, state, extra)
+
+
+def forward(function: Function, given: Given) -> Callable[[], Any]:
+    """A call that returns y, and the state."""
+    x, _, gamma, beta, state, extra, _ = given
+    compiled = tf.function(function, autograph=False)
+    return lambda: compiled(x, gamma, beta, state, extra)
+
+
+def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:
+    """TensorFlow's fused op, FusedBatchNormV3, with the moving averages beside it."""
+    return {"TF fused": _fused(given, training)}
+
+
+def _fused(given: Given, training: bool) -> Function:
+    order = "NCHW" if given.axis == 1 else "NHWC"
+
+    def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any, Any]:
+        old = state["moving_mean"], state["moving_variance"]
+        shape = x.shape
+        if len(shape) == 2:
+            x = tf.reshape(x, (shape[0], 1, 1, shape[1]))
+        given = {} if training else {"mean": old[0], "variance": old[1]}
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            x, gamma, beta, **given, epsilon=EPSILON, data_format=order, is_training=training
+        )
+        if training:
+            pairs = zip(old, (mean, variance), strict=True)
+            old = tuple(MOMENTUM * one + (1 - MOMENTUM) * two for one, two in pairs)
+        return tf.reshape(y, shape), old
+
+    return function
+
+
+def original(case: Case, given: Given) -> Function | None:
+    """The layer of tf_keras with renorm or ghost batches; None where it has nothing to compare."""
+    options: dict[str, dict[str, Any]] = {
+        "renorm": {"renorm": True},
+        "ghost": {"virtual_batch_size": GHOST},
+    }
+    if case.variant not in options or case.layout == "first" or case.dtype != "float32":
+        return None
+    if importlib.util.find_spec("tf_keras") is None:
+        return None
+    import tf_keras
+
+    layer = tf_keras.layers.BatchNormalization(
+        momentum=MOMENTUM, epsilon=EPSILON, **options[case.variant]
+    )
+    layer.build(given.x.shape)
+
+    def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any]:
+        return (layer(x, training=True),)  # its own gamma and beta, watched by its own tape
+
+    return function
+
+
+def step_of_layer(function: Function, given: Given) -> Callable[[], Any]:
+    """`forward_backward` for a layer that holds its variables."""
+    x, dy, *_ = given
+
+    @tf.function(autograph=False)
+    def step(x: Any, dy: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x, None, None, {}, {})[0]
+        return y, tape.gradient(y, (x, *tape.watched_variables()), output_gradients=dy)
+
+    return lambda: step(x, dy)
+
+
+def small(case: Case, given: Given) -> tuple[dict[str, Callable[[], Any]], str]:
+    """Eager forward calls, ours by name, and TensorFlow's op under the name beside them."""
+    x, _, gamma, beta, state, extra, _ = given
+    operator = tf.raw_ops.FusedBatchNormV3
+    image = tf.reshape(x, (x.shape[0], 1, 1, x.shape[1]))
+    empty = tf.zeros((0,), tf.float32)
+    function = ours.plain(given)
+
+    def own() -> Any:
+        return operator(
+            x=image, scale=gamma, offset=beta, mean=empty, variance=empty, epsilon=EPSILON
+        )
+
+    calls = {"ours": lambda: function(x, gamma, beta, state, extra), "TF eager": own}
+    if UNAVAILABLE is None:
+        from batchnorm._native import tensorflow as native
+
+        view = tf.reshape(x, (1, 1, *x.shape, 1))
+        scale, offset = tf.reshape(gamma, (1, -1)), tf.reshape(beta, (1, -1))
+        calls["ours, operator"] = lambda: native.forward(view, None, scale, offset, EPSILON, 0)
+    return calls, "TF eager"

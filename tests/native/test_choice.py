@@ -1,0 +1,391 @@
+"""Which path runs, and what is said where the kernels cannot."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import batchnorm
+import engines
+from batchnorm import _native
+from batchnorm._native import library
+from batchnorm.backends import why_not
+
+X = np.random.default_rng(0).normal(1.0, 2.0, (6, 4, 3)).astype("float32")
+MISSING = (
+    "The native kernels were not built (libbatchnorm_kernels.so is missing): install batchnorm "
+    "with a C++17 compiler at hand."
+)
+NEVER = "The environment variable BATCHNORM_KERNELS is never."
+XLA = "XLA (jit_compile=True) cannot hold the native kernels."
+NAMES = ("tensorflow", "jax", "torch")
+
+
+def normalized(engine: engines.Engine, x: Any, fused: bool | None = None) -> Any:
+    parameters, state = batchnorm.init(x)
+    return batchnorm.batch_norm(x, parameters, state, training=True, fused=fused)[0]
+
+
+# why_not
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kernels_are_here(name: str) -> None:
+    assert why_not(name) is None
+    assert why_not(engines.ENGINES[name].tensor(X)) is None
+
+
+def test_why_not_refuses_other_names() -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows
+        why_not("numpy")
+    assert str(caught.value) == (
+        "why_not: subject must be tensorflow, jax, torch or one of their tensors; got 'numpy'."
+    )
+
+
+def test_why_not_refuses_what_is_no_tensor() -> None:
+    with pytest.raises(TypeError) as caught:
+        why_not(X)
+    assert str(caught.value) == (
+        "batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got numpy.ndarray. Convert it "
+        "first, for example with jax.numpy.asarray."
+    )
+
+
+def test_a_torch_tensor_elsewhere_takes_the_composite_path() -> None:
+    import torch
+
+    x = torch.empty(6, 3, device="meta")
+    reason = "The native kernels run on the CPU; the input is on meta."
+    assert why_not(x) == reason
+    assert normalized(engines.ENGINES["torch"], x).device.type == "meta"
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows
+        normalized(engines.ENGINES["torch"], x, fused=True)
+    message = f"batch_norm: fused must be None or False here; got True. {reason}"
+    assert str(caught.value) == message
+
+
+# BATCHNORM_KERNELS
+
+
+@pytest.mark.parametrize("value", [None, "auto", "never", "require"])
+def test_the_modes(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BATCHNORM_KERNELS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("BATCHNORM_KERNELS", value)
+    assert library.mode() == (value or "auto")
+
+
+@pytest.mark.parametrize("value", ["", "Never", "1"])
+def test_another_mode_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHNORM_KERNELS", value)
+    for call in (library.mode, library.load.__wrapped__):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows
+            call()
+        assert str(caught.value) == (
+            "batchnorm: the environment variable BATCHNORM_KERNELS must be one of auto, never, "
+            f"require; got {value!r}."
+        )
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, mode: str = "auto") -> str:
+    monkeypatch.setenv("BATCHNORM_KERNELS", mode)
+    with pytest.raises(library.KernelsUnavailable) as caught:
+        library.load.__wrapped__()
+    return str(caught.value)
+
+
+def test_never_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(monkeypatch, "never") == NEVER
+
+
+def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "HERE", tmp_path)
+    assert refusal(monkeypatch) == MISSING
+
+
+def test_a_broken_library_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libbatchnorm_kernels.so").write_text("not a library")
+    monkeypatch.setattr(library, "HERE", tmp_path)
+    assert refusal(monkeypatch).startswith("The native kernels cannot be loaded: ")
+
+
+def test_another_abi_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "ABI_VERSION", 999)
+    found = library.load().bn_abi_version()
+    assert refusal(monkeypatch) == (
+        f"The native kernels are of ABI version {found}, this package needs 999: install batchnorm "
+        "again."
+    )
+
+
+@pytest.fixture
+def unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise library.KernelsUnavailable("They are not here.")
+
+    monkeypatch.setattr(_native.importlib, "import_module", refuse)
+
+
+@pytest.mark.parametrize(("mode", "said"), [("auto", 1), ("never", 0)])
+def test_one_sentence_says_that_there_are_none(
+    mode: str, said: int, unavailable: None, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setenv("BATCHNORM_KERNELS", mode)
+    with caplog.at_level(logging.INFO, "batchnorm"):
+        assert _native.load_operators.__wrapped__("torch") == "They are not here."
+    sentence = (
+        "batchnorm runs torch without its native kernels, which is slower. They are not here."
+    )
+    assert caplog.messages == [sentence] * said
+
+
+def test_require_insists(unavailable: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHNORM_KERNELS", "require")
+    with pytest.raises(RuntimeError) as caught:
+        _native.load_operators.__wrapped__("torch")
+    assert str(caught.value) == (
+        "batchnorm: BATCHNORM_KERNELS is require, and torch has no native kernels here. They are "
+        "not here."
+    )
+
+
+WITHOUT = """
+import logging, numpy as np
+lines = []
+class Keep(logging.Handler):
+    def emit(self, record): lines.append(record.getMessage())
+logging.getLogger("batchnorm").addHandler(Keep())
+import batchnorm, engines
+print(batchnorm.__file__)
+x = np.random.default_rng(0).normal(1.0, 2.0, (6, 4, 3)).astype("float32")
+for name in ("torch", "jax", "tensorflow"):
+    engine = engines.ENGINES[name]
+    tensor = engine.tensor(x)
+    parameters, state = batchnorm.init(tensor)
+    for _ in range(2):
+        y, _ = batchnorm.batch_norm(tensor, parameters, state, training=True)
+    expected = (x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 1e-3)
+    np.testing.assert_allclose(engine.numpy(y), expected, atol=1e-5)
+    print("why", batchnorm.why_not(name))
+    try:
+        batchnorm.batch_norm(tensor, parameters, state, fused=True)
+    except ValueError as error:
+        print("fused", error)
+for line in lines: print("log", line)
+"""
+
+
+def test_without_kernels_everything_works(python: Callable[..., str], tmp_path: Path) -> None:
+    source = Path(batchnorm.__file__).parent
+    package = tmp_path / "batchnorm"
+    built = shutil.ignore_patterns("*.so", "*.dylib", "*.dll", "__pycache__")
+    shutil.copytree(source, package, ignore=built)
+    refused = "fused batch_norm: fused must be None or False here; got True."
+    assert python(WITHOUT, package=package).splitlines() == [
+        str(package / "__init__.py"),
+        *[f"why {MISSING}", f"{refused} {MISSING}"] * 3,
+        *(
+            f"log batchnorm runs {name} without its native kernels, which is slower. {MISSING}"
+            for name in ("torch", "jax", "tensorflow")
+        ),
+    ]
+    assert (
+        python(WITHOUT, BATCHNORM_KERNELS="never").splitlines()[1:]
+        == [
+            f"why {NEVER}",
+            f"{refused} {NEVER}",
+        ]
+        * 3
+    )
+
+
+# Compilers and transformations, with fused=True: it raises where the kernels cannot be used.
+
+
+def test_fused_is_the_kernel_and_false_is_not() -> None:
+    import jax
+
+    x = jax.numpy.asarray(X)
+    for fused, there in ((True, True), (None, True), (False, False)):
+        text = jax.jit(lambda x, fused=fused: normalized(None, x, fused)).lower(x).as_text()
+        assert ("batchnorm_forward" in text) is there
+
+
+def test_fused_must_be_one_of_three() -> None:
+    import torch
+
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows
+        normalized(engines.ENGINES["torch"], torch.tensor(X), fused="yes")
+    assert str(caught.value) == "batch_norm: fused must be one of None, True, False; got 'yes'."
+
+
+def test_tensorflow_xla_takes_the_composite_path() -> None:
+    import tensorflow as tf
+
+    seen = []
+
+    def step(x: Any) -> Any:
+        seen.append(why_not(x))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = normalized(None, x)
+        return y, tape.gradient(y, x, X)
+
+    inner = tf.function(step)  # inside of one that XLA compiles
+    outer = tf.function(lambda x: inner(x), jit_compile=True)
+    inside_out = tf.function(lambda x: tf.function(step, jit_compile=True)(x))
+    results = [
+        run(tf.constant(X))
+        for run in (step, tf.function(step, jit_compile=True), outer, inside_out)
+    ]
+    assert seen == [None, XLA, XLA, XLA]
+    for result in results[1:]:
+        for got, expected in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+
+    refused = tf.function(lambda x: normalized(None, x, fused=True), jit_compile=True)
+    with pytest.raises(ValueError, match=r"fused must be None or False here; got True\. XLA"):
+        refused(tf.constant(X))
+
+
+@pytest.mark.xfail(reason="TensorFlow 2.21 reuses the trace, and XLA cannot hold the kernels")
+def test_a_traced_function_called_from_xla_does_not_crash() -> None:
+    """It holds the kernels already when XLA meets it."""
+    import tensorflow as tf
+
+    inner = tf.function(lambda x: normalized(None, x))
+    expected = inner(tf.constant(X))
+    got = tf.function(lambda x: inner(x), jit_compile=True)(tf.constant(X))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_tensorflow_1_graph_and_session() -> None:
+    import tensorflow as tf
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        x = tf.compat.v1.placeholder(tf.float32, (None, 4, 3))
+        y = normalized(None, x, fused=True)
+        (dx,) = tf.compat.v1.gradients(y, x, tf.ones_like(y) * X)
+        (second,) = tf.compat.v1.gradients(tf.reduce_sum(dx * dx), x)
+        types = {op.type for op in session.graph.get_operations()}
+        assert {"BatchnormStandardize", "BatchnormBackward"} <= types
+        found = session.run([y, dx, second], {x: X})
+    engine = engines.ENGINES["torch"]
+    import torch
+
+    at = torch.tensor(X, requires_grad=True)
+    expected = normalized(engine, at, fused=False)
+    (slope,) = torch.autograd.grad(expected, at, torch.tensor(X), create_graph=True)
+    (curve,) = torch.autograd.grad((slope * slope).sum(), at)
+    for got, want in zip(found, (expected, slope, curve), strict=True):
+        np.testing.assert_allclose(got, want.detach(), atol=1e-5)
+
+
+@pytest.mark.keras
+def test_keras_fits_with_jit_compile() -> None:
+    import keras
+
+    from batchnorm.keras import BatchNormalization
+
+    model = keras.Sequential([keras.Input((4, 3)), BatchNormalization(), keras.layers.Dense(1)])
+    compiles = keras.backend.backend() != "torch"  # there it is Inductor, which needs a minute
+    model.compile("sgd", "mse", jit_compile=compiles)
+    history = model.fit(X, X[..., :1], epochs=2, batch_size=3, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+def torch_step(fused: bool | None) -> Any:
+    import torch
+
+    upstream = torch.tensor(X)
+
+    def step(x: Any) -> Any:
+        return (normalized(engines.ENGINES["torch"], x, fused) * upstream).sum()
+
+    return step
+
+
+def test_torch_compiles_the_whole_graph() -> None:
+    import torch
+
+    def run(step: Any) -> Any:
+        x = torch.tensor(X, requires_grad=True)
+        value = step(x)
+        value.backward()
+        return value.detach(), x.grad
+
+    torch._dynamo.reset()
+    compiled = torch.compile(torch_step(True), fullgraph=True, backend="aot_eager")
+    for got, expected in zip(run(compiled), run(torch_step(False)), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_torch_func() -> None:
+    import torch
+
+    x = torch.tensor(X)
+    expected = torch.func.grad(torch_step(False))(x)
+    torch.testing.assert_close(torch.func.grad(torch_step(True))(x), expected)
+    pair = torch.stack([2 * x, x])
+    values = torch.func.vmap(torch_step(True))(pair)
+    torch.testing.assert_close(values, torch.stack([torch_step(False)(one) for one in pair]))
+    slopes = torch.func.vmap(torch.func.grad(torch_step(True)))(pair)
+    torch.testing.assert_close(slopes[1], expected)
+
+    def curve(fused: bool) -> Any:
+        slope = torch.func.grad(torch_step(fused))
+        return torch.func.grad(lambda x: (slope(x) ** 2).sum())(x)
+
+    curves = curve(True), curve(False)
+    torch.testing.assert_close(curves[0], curves[1], atol=1e-5, rtol=1e-4)
+
+
+def test_torch_exports() -> None:
+    import torch
+
+    class Module(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return normalized(engines.ENGINES["torch"], x, True)
+
+    program = torch.export.export(Module(), (torch.tensor(X),))
+    assert "batchnorm.forward" in str(program.graph)
+    torch.testing.assert_close(program.module()(torch.tensor(X)), Module()(torch.tensor(X)))
+
+
+def test_torch_operators_keep_their_contracts() -> None:
+    import torch
+
+    vector = torch.rand(1, 3)
+    x, dy = torch.randn(2, 1, 4, 3, 5, requires_grad=True), torch.randn(2, 1, 4, 3, 5)
+    weights = torch.rand(2, 1, 4, 1, 1)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    given = (vector, None, vector, torch.full((1, 1), 40.0), vector, vector, None, 1e-3, 0, False)
+    for name, operands in (
+        ("moments", (x.detach(), weights)),
+        ("standardize", (x, weights, *given)),
+        ("forward", (x, weights, vector, vector, 1e-3, 1)),
+        ("backward", (x, dy, weights, *given)),
+    ):
+        operator = getattr(torch.ops.batchnorm, name).default
+        torch.library.opcheck(operator, operands, test_utils=checks)
+
+
+def test_jax_transformations_compose() -> None:
+    import jax
+
+    def step(x: Any, fused: bool | None = True) -> Any:
+        return (normalized(None, x, fused) * X).sum()
+
+    x = jax.numpy.asarray(X)
+    expected = jax.grad(lambda x: step(x, False))(x)
+    pair = jax.numpy.stack([2 * x, x])
+    got = jax.jit(jax.vmap(jax.grad(step)))(pair)[1]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(jax.checkpoint(step)))(x), expected, atol=1e-5)
