@@ -9,6 +9,7 @@ BACKENDS ?= tensorflow jax torch
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -33,7 +34,7 @@ REQUESTED := BATCHNORM_TEST_BACKENDS
 ALL_REQUESTED := $(subst $(space),$(comma),$(strip $(BACKENDS)))
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 
-.PHONY: help demo test summary lint format types bench clean $(addprefix test-,$(SUITES))
+.PHONY: help demo test summary lint format types selfcheck bench clean $(addprefix test-,$(SUITES))
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -102,8 +103,15 @@ format: $(VENV)/.test  ## let ruff mend what it can
 types: $(VENV)/.test  ## mypy
 	$(BIN)/mypy
 
-bench: $(VENV)/.test  ## every benchmark
-	@for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+# Needs a C++17 compiler and CMake (those of the virtual environment, or of the system).
+selfcheck:  ## the kernels against plain loops, under the address and undefined-behaviour sanitizers
+	@cmake=$$(command -v cmake || echo $(BIN)/cmake); \
+	$$cmake -S kernels -B build/selfcheck -DBATCHNORM_SANITIZE=ON >/dev/null && \
+	$$cmake --build build/selfcheck --target selfcheck -j 2 && \
+	OMP_NUM_THREADS=2 build/selfcheck/selfcheck 60
+
+bench: $(VENV)/.test  ## measure against the peers on this machine, about an hour
+	$(QUIET) $(BIN)/batchnorm bench $(BENCH_ARGS)
 
 clean:  ## remove everything that these commands made
 	rm -rf $(VENV) build dist batchnorm-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
