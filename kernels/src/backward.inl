@@ -86,8 +86,6 @@ static void sums_by_rows(const Call& call, const Same<StatOf<T>>& from, int64_t 
 }
 
 // ---- by columns
-template <int N> struct Number { enum { value = N }; };
-
 template <class S> struct GradientColumns {
   double sums[Width<S>::N], products[Width<S>::N];
   alignas(64) S sum[Width<S>::N + kPad], product[Width<S>::N + kPad];
@@ -99,19 +97,28 @@ static void add_gradient_rows(const T* x, const T* dy, int64_t stride, int64_t w
                               const Each<StatOf<T>>& from, GradientColumns<StatOf<T>>& c) {
   using V = VecOf<T>;
   enum { N = Count<T>::N };
-  auto step = [&](int64_t j, auto tag) {
-    V s = {}, q = {};
-    if (R == 8 && j * sizeof(T) % 64 == 0)
-      for (int i = 0; i < R; i++) BN_PREFETCH(x + (i + R) * stride + j), BN_PREFETCH(dy + (i + R) * stride + j);
-    for (int i = 0; i < R; i++)
-      gradient_step<T, RELU, X>(x + i * stride + j, dy + i * stride + j,
-                                X == kSomeExcluded ? load(w + i * w_stride + j, Full{}) : V{}, from, j, tag, s, q);
-    store(c.sum + j, load(c.sum + j, Full{}) + s, Full{});
-    store(c.product + j, load(c.product + j, Full{}) + q, Full{});
+  auto step = [&](int64_t j, auto vectors, auto tag) {
+    enum { U = decltype(vectors)::value };
+    V s[U] = {}, q[U] = {};
+    for (int i = 0; i < R; i++) {
+      const int64_t at = i * stride + j, next = at + R * stride;
+      if (R == 8)
+        for (int b = 0; b < (int)(U * N); b += 64 / (int)sizeof(T)) BN_PREFETCH(x + next + b), BN_PREFETCH(dy + next + b);
+      for (int u = 0; u < U; u++)
+        gradient_step<T, RELU, X>(x + at + u * N, dy + at + u * N,
+                                  X == kSomeExcluded ? load(w + i * w_stride + j + u * N, Full{}) : V{}, from, j + u * N,
+                                  tag, s[u], q[u]);
+    }
+    for (int u = 0; u < U; u++) {
+      const int64_t at = j + u * N;
+      store(c.sum + at, load(c.sum + at, Full{}) + s[u], Full{});
+      store(c.product + at, load(c.product + at, Full{}) + q[u], Full{});
+    }
   };
   int64_t j = 0;
-  for (; j + N <= width; j += N) step(j, Full{});
-  if (j < width) step(j, Part{(int)(width - j)});
+  for (; j + 4 * N <= width; j += 4 * N) step(j, Number<4>(), Full{});
+  for (; j + N <= width; j += N) step(j, Number<1>(), Full{});
+  if (j < width) step(j, Number<1>(), Part{(int)(width - j)});
 }
 
 template <class T, bool RELU>

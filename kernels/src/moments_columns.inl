@@ -21,32 +21,42 @@ BN_INLINE void add_rows(const T* x, int64_t stride, int64_t width, const StatOf<
   const V zero = {};
   V one[R];
   for (int i = 0; i < R; i++) one[i] = W == kScalar ? splat(w[i * w_stride]) : zero;
-  auto step = [&](int64_t j, auto tag, auto keep) {
-    const V k = load(c.k + j, Full{});
-    V s = zero, q = zero, n = zero;
-    if (R == 8 && j * sizeof(T) % 64 == 0)  // the next rows; past the end a prefetch does nothing
-      for (int i = 0; i < R; i++) BN_PREFETCH(x + (i + R) * stride + j);
+  // U vectors of every row at a time: longer stretches of each row, and sums that do not wait for each other.
+  auto step = [&](int64_t j, auto vectors, auto tag, auto keep) {
+    enum { U = decltype(vectors)::value };
+    V k[U], s[U], q[U], n[U];
+    for (int u = 0; u < U; u++) k[u] = load(c.k + j + u * N, Full{}), s[u] = q[u] = n[u] = zero;
     for (int i = 0; i < R; i++) {
-      V d = keep(load(x + i * stride + j, tag) - k);
-      V weighted = d;
-      if (W != kNone) {
-        const V each = W == kVector ? load(w + i * w_stride + j, tag) : one[i];
-        d = select(each == zero, zero, d);
-        weighted = each * d;
-        if (W == kVector) n += each;
+      const T* row = x + i * stride + j;
+      if (R == 8)  // the next rows; past the end a prefetch does nothing
+        for (int b = 0; b < (int)(U * N * sizeof(T)); b += 64) BN_PREFETCH((const char*)(row + R * stride) + b);
+      for (int u = 0; u < U; u++) {
+        V d = keep(load(row + u * N, tag) - k[u]);
+        V weighted = d;
+        if (W != kNone) {
+          const V each = W == kVector ? load(w + i * w_stride + j + u * N, tag) : one[i];
+          d = select(each == zero, zero, d);
+          weighted = each * d;
+          if (W == kVector) n[u] += each;
+        }
+        s[u] += weighted;
+        q[u] = fma(weighted, d, q[u]);
       }
-      s += weighted;
-      q = fma(weighted, d, q);
     }
-    store(c.sum + j, load(c.sum + j, Full{}) + s, Full{});
-    store(c.squares + j, load(c.squares + j, Full{}) + q, Full{});
-    if (W == kVector) store(c.weights + j, load(c.weights + j, Full{}) + n, Full{});
+    for (int u = 0; u < U; u++) {
+      const int64_t at = j + u * N;
+      store(c.sum + at, load(c.sum + at, Full{}) + s[u], Full{});
+      store(c.squares + at, load(c.squares + at, Full{}) + q[u], Full{});
+      if (W == kVector) store(c.weights + at, load(c.weights + at, Full{}) + n[u], Full{});
+    }
   };
+  auto all = [](V d) { return d; };
   int64_t j = 0;
-  for (; j + N <= width; j += N) step(j, Full{}, [](V d) { return d; });
+  for (; j + 4 * N <= width; j += 4 * N) step(j, Number<4>(), Full{}, all);
+  for (; j + N <= width; j += N) step(j, Number<1>(), Full{}, all);
   if (j < width) {  // columns past the end of a short last row are not idle lanes: other rows have them
     const int n = (int)(width - j);
-    step(j, Part{n}, [n](V d) { return select(lanes_below<StatOf<T>>(n), d, V{}); });
+    step(j, Number<1>(), Part{n}, [n](V d) { return select(lanes_below<StatOf<T>>(n), d, V{}); });
   }
 }
 

@@ -28,9 +28,9 @@ struct Plan {
   int64_t pieces, piece_elements;  // by_rows: a long row is cut further; segment = row part * pieces + piece
   int64_t block_rows;              // by columns: rows between two merges into double
   bool slab;                       // reduce and apply a tile while it is in cache, instead of two sweeps
+  int64_t fetch_ahead;             // while a slab is written, fetch what lies this many elements further on; 0: nothing
   bool stream;                     // write around the cache
   int threads;
-
 };
 
 struct Traffic {

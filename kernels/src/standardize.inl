@@ -1,4 +1,4 @@
-// Writing y and dx, one row at a time.
+// Writing y and dx, one row at a time. `ahead` is the plan's fetch_ahead.
 namespace BN_LEVEL {
 
 // Where a row's coefficients come from: one channel for the whole row, or one channel per column.
@@ -54,10 +54,12 @@ template <class T, class Write> BN_INLINE void each_vector(T* out, int64_t n, bo
 }
 
 template <class T, bool RELU, int X, class From>
-BN_INLINE void standardize_row(const T* x, const StatOf<T>* w, const From& from, T* y, int64_t n, bool around_cache) {
+BN_INLINE void standardize_row(const T* x, const StatOf<T>* w, const From& from, T* y, int64_t n, bool around_cache,
+                               int64_t ahead) {
   using V = VecOf<T>;
   each_vector(y, n, around_cache, [&](int64_t j, auto tag) {
     const V zero = {};
+    if (ahead) BN_PREFETCH(x + j + ahead);
     const V value = standardized<T, X>(load(x + j, tag), X == kSomeExcluded ? load(w + j, tag) : zero, from, j);
     return RELU ? select(value < zero, zero, value) : value;
   });
@@ -67,10 +69,11 @@ BN_INLINE void standardize_row(const T* x, const StatOf<T>* w, const From& from,
 // then has no part in dx.
 template <class T, bool RELU, int X, class From>
 BN_INLINE void input_row(const T* x, const T* dy, StatOf<T> scalar, const StatOf<T>* w, const From& from, T* dx, int64_t n,
-                         bool around_cache) {
+                         bool around_cache, int64_t ahead) {
   using V = VecOf<T>;
   const V one = splat(scalar);
   each_vector(dx, n, around_cache, [&](int64_t j, auto tag) {
+    if (ahead) BN_PREFETCH(x + j + ahead), BN_PREFETCH(dy + j + ahead);
     const V zero = {}, value = load(x + j, tag), each = X == kSomeExcluded ? load(w + j, tag) : one;
     V d = load(dy + j, tag);
     if (RELU) d = select(standardized<T, X>(value, each, from, j) > zero, d, zero);
@@ -97,13 +100,13 @@ static void apply_rectangle(const Call& call, const Rectangle<T>& r, const From&
     if (p.form == kVector && !p.by_rows) spread_weights(p, r, row, spread), w = spread;
     const S scalar = p.form == kScalar ? *w : 1;
     if (input) {
-      if (p.form == kVector) input_row<T, RELU, kSomeExcluded>(r.x + at, dy + at, 1, w, from, out + at, r.width, p.stream);
-      else if (scalar == 0) input_row<T, RELU, kAllExcluded>(r.x + at, dy + at, 0, w, from, out + at, r.width, p.stream);
-      else input_row<T, RELU, kNoneExcluded>(r.x + at, dy + at, scalar, w, from, out + at, r.width, p.stream);
+      if (p.form == kVector) input_row<T, RELU, kSomeExcluded>(r.x + at, dy + at, 1, w, from, out + at, r.width, p.stream, p.fetch_ahead);
+      else if (scalar == 0) input_row<T, RELU, kAllExcluded>(r.x + at, dy + at, 0, w, from, out + at, r.width, p.stream, p.fetch_ahead);
+      else input_row<T, RELU, kNoneExcluded>(r.x + at, dy + at, scalar, w, from, out + at, r.width, p.stream, p.fetch_ahead);
     } else {
-      if (p.form == kVector) standardize_row<T, RELU, kSomeExcluded>(r.x + at, w, from, out + at, r.width, p.stream);
-      else if (scalar == 0) standardize_row<T, RELU, kAllExcluded>(r.x + at, w, from, out + at, r.width, p.stream);
-      else standardize_row<T, RELU, kNoneExcluded>(r.x + at, w, from, out + at, r.width, p.stream);
+      if (p.form == kVector) standardize_row<T, RELU, kSomeExcluded>(r.x + at, w, from, out + at, r.width, p.stream, p.fetch_ahead);
+      else if (scalar == 0) standardize_row<T, RELU, kAllExcluded>(r.x + at, w, from, out + at, r.width, p.stream, p.fetch_ahead);
+      else standardize_row<T, RELU, kNoneExcluded>(r.x + at, w, from, out + at, r.width, p.stream, p.fetch_ahead);
     }
   }
 }

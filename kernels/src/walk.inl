@@ -1,6 +1,9 @@
 // Rectangles: rows of x that follow each other with one stride, with the weights that belong to them.
 namespace BN_LEVEL {
 
+// A size that the compiler knows.
+template <int N> struct Number { enum { value = N }; };
+
 BN_INLINE bool finite(double v) { return v - v == 0; }
 BN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 

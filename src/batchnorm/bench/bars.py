@@ -33,8 +33,7 @@ def _over_copy(what: str, layout: str, limit: float) -> Bar:
     return Bar(
         f"{what}{where}, over copy",
         lambda row: (
-            row.question == "kernels"
-            and row.what == what
+            (row.question, row.ours, row.what) == ("kernels", "ours", what)
             and layout in ("any", row.layout)
             and row.dtype == "float32"
             and _within(row, *BIG)

@@ -22,10 +22,15 @@ from batchnorm.bench.plan import MEMORY, Settings
 from batchnorm.bench.row import Row
 
 
+WIDE = 200  # characters
+
+
 def run(jobs: Sequence[Settings], out: Path) -> bool:
     """Measure every job and report; return whether every process came to its end."""
     started, load = perf_counter(), machine.load()
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDE  # a log is not folded
     rows, said, ended = _measure_all(jobs, console)
     for question in dict.fromkeys(one.question for one in rows):
         console.print(report.table([one for one in rows if one.question == question]))

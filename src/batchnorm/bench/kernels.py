@@ -13,9 +13,11 @@ from batchnorm._native.library import DTYPES, check, load
 from batchnorm.bench.copies import Copier
 from batchnorm.bench.plan import Case, Settings, Size
 from batchnorm.bench.row import Row, compare
-from batchnorm.bench.timing import alternate, clock
+from batchnorm.bench.timing import Times, alternate, clock
 
 WHATS = ("forward", "backward", "inference")
+READING = "reading two tensors"
+SWEEPS = "memory, two sweeps"
 EPSILON = 1e-3
 
 
@@ -30,20 +32,36 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def measure(case: Case, settings: Settings) -> Iterator[Row]:
-    """Three rows: each kernel over the fastest copy, which the row names."""
+    """Each kernel over the fastest copy, which the row names, and below it what memory allows."""
     library = load()
     tensors = Tensors(case)
     contenders = {what: clock(call) for what, call in calls(library, case, tensors).items()}
     with Copier(library.bn_get_threads()) as copier:
-        x, y = (tensor.ctypes.data for tensor in (tensors.x, tensors.y))
+        x, y, twin = (tensor.ctypes.data for tensor in (tensors.x, tensors.y, tensors.twin))
         copies = copier.clocks(y, x, tensors.x.nbytes)
-        times = alternate({**copies, **contenders}, settings.repeats, settings.seconds)
+        reading = {READING: copier.reading(x, twin, tensors.x.nbytes)}
+        times = alternate({**copies, **reading, **contenders}, settings.repeats, settings.seconds)
     best = min(copies, key=lambda name: times[name].minimum)
+    limits = sweeps(times[best], times[READING])
     for what in WHATS:
-        given = {"ours": times[what], best: times[best]}
-        yield compare(
-            settings, case, given, "ours", best, ours_over_peer=True, outputs="given", what=what
-        )
+        for name, one in (("ours", times[what]), (SWEEPS, limits.get(what))):
+            if one is not None:
+                yield compare(
+                    settings, case, {name: one, best: times[best]}, name, best,
+                    ours_over_peer=True, outputs="given", what=what,
+                )  # fmt: skip
+
+
+def sweeps(copy: Times, reading: Times) -> dict[str, Times]:
+    """What two sweeps over a tensor that no cache holds cost at the speed of memory.
+
+    Forward: read x; read x and write y. Backward: read x and dy; read them and write dx. Channels
+    first may be faster: a channel that fits the cache is read from memory once.
+    """
+    return {
+        "forward": Times(*(c + r / 2 for c, r in zip(copy, reading, strict=True))),
+        "backward": Times(*(c + 1.5 * r for c, r in zip(copy, reading, strict=True))),
+    }
 
 
 class Tensors:
@@ -55,7 +73,7 @@ class Tensors:
         generator = np.random.default_rng(1)
         self.x = filled(generator, count, case.dtype)
         self.dy = filled(generator, count, case.dtype)
-        self.y, self.dx = np.ones_like(self.x), np.ones_like(self.x)
+        self.y, self.dx, self.twin = (aligned(self.x) for _ in range(3))
         names = ("mean", "remainder", "variance", "scale", "offset", "sum_dy", "sum_dy_xh")
         self.vectors = {name: np.ones(size.c, np.float32) for name in names}
         self.count = np.ones(1, np.float32)
@@ -72,16 +90,20 @@ def dimensions(size: Size, layout: str) -> Any:
 
 
 def filled(generator: np.random.Generator, count: int, dtype: str) -> np.ndarray:
-    """Normal values, on a cache line's border; bfloat16 as its bits."""
-    memory = np.empty(count * 4 + 64, np.uint8)
+    """Normal values; bfloat16 as its bits."""
+    values = generator.standard_normal(count, np.float32)
+    if dtype == "bfloat16":
+        return aligned((values.view(np.uint32) >> 16).astype(np.uint16))
+    return aligned(values)
+
+
+def aligned(values: np.ndarray) -> np.ndarray:
+    """A copy on a cache line's border, where the frameworks put their tensors too."""
+    memory = np.empty(values.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    values = memory[start : start + count * 4].view(np.float32)
-    generator.standard_normal(count, np.float32, out=values)
-    if dtype == "float32":
-        return values
-    bits = memory[start : start + count * 2].view(np.uint16)
-    bits[:] = (values.view(np.uint32) >> 16).astype(np.uint16)
-    return bits
+    copy = memory[start : start + values.nbytes].view(values.dtype)
+    copy[:] = values
+    return copy
 
 
 def calls(library: Any, case: Case, tensors: Tensors) -> dict[str, Callable[[], None]]:
