@@ -11,7 +11,7 @@ whatever `correct` does may be anything that is constant in x.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from batchnorm import _axes
@@ -204,7 +204,7 @@ def normalize(
         None if parameters.get(name) is None else _row(ops, view, parameters[name], dtype)
         for name in ("gamma", "beta")
     )
-    old = {name: _row(ops, view, ops.stop_gradient(state[name]), dtype) for name in state}
+    old = Rows(ops, view, state, dtype)
     weights = combined_weights(ops, options.owner, view, x, dtype, mask, batch_weights)
     values = view.apply(ops, x)
     if not fused:  # once, so that the parts of a 16-bit derivative add up in float32
@@ -246,11 +246,55 @@ def normalize(
 
     if update is False:
         return y, dict(state)
-    new = remember(ops, options, old, _constant(ops, measured), update, view.groups is not None)
-    return y, {
-        name: ops.cast(ops.reshape(new[name], ops.shape(state[name])), ops.dtype(state[name]))
-        for name in state
-    }
+    return y, _next_state(ops, options, old, _constant(ops, measured), update, fused)
+
+
+class Rows(Mapping[str, Any]):
+    """The state as `[R, C]`, constant, in the statistics' type; the number of updates is a scalar.
+
+    Each is laid out when it is asked for: inference needs two of them.
+    """
+
+    def __init__(self, ops: Any, view: _axes.View, state: Mapping[str, Tensor], dtype: str) -> None:
+        self.ops, self.view, self.state, self.dtype = ops, view, state, dtype
+        self.laid_out: State = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.laid_out:
+            constant = self.ops.stop_gradient(self.state[name])
+            self.laid_out[name] = _row(self.ops, self.view, constant, self.dtype)
+        return self.laid_out[name]
+
+    def undo(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Names and rows, in the state's own shapes and types."""
+        ops = self.ops
+        for name, given in self.state.items():
+            yield name, ops.cast(ops.reshape(rows[name], ops.shape(given)), ops.dtype(given))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+def _next_state(
+    ops: Any, options: Options, old: Rows, measured: Moments, update: bool | Tensor, fused: bool
+) -> State:
+    """What `remember` says, in the shapes and types of the state."""
+    grouped = old.view.groups is not None
+    if fused and update is True and options.momenta_are_numbers:
+        arrays = ops.on_host([*old.state.values(), *measured])
+        if arrays is not None:
+            from batchnorm.backends import host  # NumPy, which a framework has brought
+
+            count = len(old)
+            there = Rows(host, old.view, dict(zip(old, arrays[:count], strict=True)), old.dtype)
+            new = host.quietly(
+                remember, host, options, there, Moments(*arrays[count:]), True, grouped
+            )
+            return {name: ops.from_host(one, measured.mean) for name, one in there.undo(new)}
+    return dict(old.undo(remember(ops, options, old, measured, update, grouped)))
 
 
 def resolve_training(ops: Any, training: Any, owner: str) -> bool | Tensor:
@@ -342,8 +386,9 @@ def _check_vectors(
 
 def _row(ops: Any, view: _axes.View, vector: Tensor, dtype: str) -> Tensor:
     """A parameter or statistic as `[R, C]`, a counter too; the number of updates is a scalar."""
-    if ops.dtype(vector).startswith("int"):
-        dtype = ops.dtype(vector)
+    own = ops.dtype(vector)
+    if own.startswith("int"):
+        dtype = own
     shape = view.row_shape if ops.shape(vector) else ()
     return ops.cast(ops.reshape(vector, shape), dtype)
 
@@ -370,7 +415,9 @@ def _known_live(
     return None
 
 
-def _used(ops: Any, live: bool | Tensor, measured: Moments | None, state: State) -> Moments:
+def _used(
+    ops: Any, live: bool | Tensor, measured: Moments | None, state: Mapping[str, Tensor]
+) -> Moments:
     """What normalizes: the batch's moments where `live`, else the moving statistics."""
     if live is True:
         assert measured is not None

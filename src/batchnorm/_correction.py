@@ -6,12 +6,12 @@ Everything here is a vector of length C per group, or as small as the user made 
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from batchnorm._axes import View, product
 from batchnorm._moments import Moments
 from batchnorm._options import CLIPPING_KEYS, Options
-from batchnorm._statistics import State
 
 Tensor = Any
 Affine = tuple[Tensor | None, Tensor | None]  # scale and offset; None for 1 and 0
@@ -36,7 +36,7 @@ def compose(inner: Affine, outer: Affine) -> Affine:
 
 
 def renorm_correction(
-    ops: Any, options: Options, state: State, moments: Moments, live: bool | Tensor
+    ops: Any, options: Options, state: Mapping[str, Tensor], moments: Moments, live: bool | Tensor
 ) -> Affine:
     """r and d, constant in x; (None, None) without renorm.
 
@@ -64,7 +64,7 @@ def renorm_correction(
     return ops.stop_gradient(r), ops.stop_gradient(d)
 
 
-def _clipping(ops: Any, options: Options, state: State) -> dict[str, Any]:
+def _clipping(ops: Any, options: Options, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The bounds of this step: numbers, or tensors that broadcast to `[G, C]`."""
     bounds = {}
     like = state["renorm_mean"]

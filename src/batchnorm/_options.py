@@ -156,6 +156,11 @@ class Options:
             )
         return size
 
+    @property
+    def momenta_are_numbers(self) -> bool:
+        """Whether no tensor decides how much of the old state is kept."""
+        return all(isinstance(one, numbers.Real) for one in (self.momentum, self.renorm_momentum))
+
     def check_axes(self, axes: tuple[int, ...]) -> None:
         """Refuses what only the input's rank can tell, once `axes` are resolved."""
         if self.virtual_batch_size is not None and 0 in axes:

@@ -12,6 +12,7 @@ State is a dictionary. Every vector has the shape of the parameters (one axis: `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from batchnorm._moments import Moments, average, merge, unbiased
@@ -39,7 +40,12 @@ def initial_value(name: str) -> float:
 
 
 def remember(
-    ops: Any, options: Options, state: State, moments: Moments, update: bool | Tensor, grouped: bool
+    ops: Any,
+    options: Options,
+    state: Mapping[str, Tensor],
+    moments: Moments,
+    update: bool | Tensor,
+    grouped: bool,
 ) -> State:
     """The state after a batch.
 
@@ -99,7 +105,7 @@ def _remembered(
 def _averages(
     ops: Any,
     options: Options,
-    state: State,
+    state: Mapping[str, Tensor],
     mean: Tensor,
     variances: tuple[Tensor, Tensor],
 ) -> State:
@@ -147,7 +153,7 @@ def _debiased(ops: Any, biased: Tensor, step: Tensor, momentum: Any, old: Tensor
     return ops.where(some, biased / ops.where(some, seen, ops.ones_like(seen)), old)
 
 
-def _agreeing_stddev(ops: Any, state: State, epsilon: float) -> Tensor:
+def _agreeing_stddev(ops: Any, state: Mapping[str, Tensor], epsilon: float) -> Tensor:
     """`moving_stddev`, unless someone assigned `moving_variance` since: then what follows from it.
 
     The originals recompute the variance from the deviation and so undo the assignment (D18). They

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from batchnorm._native.library import DTYPES, check, load
 
 _kernels = load()
+HUGE = 32 << 20  # bytes of an output from which fresh memory costs page faults
 _CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
 
 _DEFINITIONS = {
@@ -98,7 +100,8 @@ def _vector(vector: Tensor | None, x: Tensor, columns: int | None = None) -> int
 
 def _fresh(x: Tensor) -> Tensor:
     out = torch.empty_like(x)
-    _kernels.bn_advise_huge(out.data_ptr(), out.numel() * out.element_size())
+    if out.nbytes >= HUGE:
+        _kernels.bn_advise_huge(out.data_ptr(), out.nbytes)
     return out
 
 
@@ -274,13 +277,20 @@ def one_by_one(operator: Any) -> Any:
     return rule
 
 
-for _name, _kernel, _fake in (
-    ("moments", _moments, _fake_moments),
-    ("standardize", _standardize, _fake_standardize),
-    ("forward", _forward, _fake_forward),
-    ("backward", _backward, _fake_backward),
+# What the operators run; callable on plain tensors too, past torch's dispatcher.
+kernels: dict[str, Callable[..., Any]] = {
+    "moments": _moments,
+    "standardize": _standardize,
+    "forward": _forward,
+    "backward": _backward,
+}
+for _name, _fake in (
+    ("moments", _fake_moments),
+    ("standardize", _fake_standardize),
+    ("forward", _fake_forward),
+    ("backward", _fake_backward),
 ):
-    _registry.impl(_name, _kernel, "CPU")
+    _registry.impl(_name, kernels[_name], "CPU")
     torch.library.register_fake(f"batchnorm::{_name}", _fake)
     torch.library.register_vmap(
         f"batchnorm::{_name}", one_by_one(getattr(torch.ops.batchnorm, _name))

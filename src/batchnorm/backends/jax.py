@@ -88,6 +88,15 @@ def concrete(value: Any) -> Any:
     return None if isinstance(value, jax.core.Tracer) else value.item()
 
 
+def on_host(tensors: Sequence[Any]) -> list[Any] | None:
+    """None: where a call's own cost matters, JAX compiles it away."""
+    return None
+
+
+def from_host(array: Any, like: jax.Array) -> jax.Array:
+    return jnp.asarray(array)
+
+
 def check(condition: Any, error: type[Exception], message: str, value: jax.Array) -> jax.Array:
     """value, unless the condition is false: then the error, at run time under jit."""
 

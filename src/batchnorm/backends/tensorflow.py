@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -27,7 +28,6 @@ isfinite = tf.math.is_finite
 all = tf.reduce_all
 ones_like = tf.ones_like
 zeros_like = tf.zeros_like
-reshape = tf.reshape
 transpose = tf.transpose
 broadcast_to = tf.broadcast_to
 stop_gradient = tf.stop_gradient
@@ -46,7 +46,14 @@ def dtype(x: Any) -> str:
 
 
 def cast(x: Any, dtype: str) -> tf.Tensor:
-    return tf.cast(x, dtype)
+    return x if isinstance(x, tf.Tensor) and x.dtype == dtype else tf.cast(x, dtype)
+
+
+def reshape(x: Any, shape: Sequence[Any]) -> tf.Tensor:
+    known = isinstance(x, tf.Tensor) and x.shape.is_fully_defined()
+    if known and not builtins.any(map(is_tensor, shape)) and x.shape.as_list() == list(shape):
+        return x
+    return tf.reshape(x, shape)
 
 
 def shape(x: Any) -> tuple[Any, ...]:
@@ -100,6 +107,17 @@ def concrete(value: Any) -> Any:
     """The number in a scalar; None where only the graph's run will know it."""
     known = tf.get_static_value(tf.convert_to_tensor(value))
     return None if known is None else known.item()
+
+
+def on_host(tensors: Sequence[Any]) -> list[Any] | None:
+    """The values as NumPy arrays, where that is free, else None. Not to be written."""
+    if not tf.executing_eagerly() or tf.distribute.has_strategy():
+        return None
+    return [tf.convert_to_tensor(one).numpy() for one in tensors]
+
+
+def from_host(array: Any, like: tf.Tensor) -> tf.Tensor:
+    return tf.convert_to_tensor(array)
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:

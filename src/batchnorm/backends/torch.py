@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from batchnorm import _native
@@ -17,7 +19,7 @@ from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
 _ops = sys.modules[__name__]
 UNAVAILABLE = _native.load_operators("torch")
 if UNAVAILABLE is None:
-    from batchnorm._native.torch import one_by_one
+    from batchnorm._native.torch import kernels, one_by_one
 
 where = torch.where
 sqrt = torch.sqrt
@@ -27,7 +29,6 @@ isfinite = torch.isfinite
 all = torch.all
 ones_like = torch.ones_like
 zeros_like = torch.zeros_like
-reshape = torch.reshape
 transpose = torch.permute
 broadcast_to = torch.broadcast_to
 
@@ -40,12 +41,22 @@ def asarray(value: Any, like: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(value, device=like.device)
 
 
+_NAMES = {
+    one: str(one).removeprefix("torch.") for one in vars(torch).values() if type(one) is torch.dtype
+}
+
+
 def dtype(x: torch.Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+    return _NAMES[x.dtype]
 
 
 def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
-    return x.to(getattr(torch, dtype))
+    wanted = getattr(torch, dtype)
+    return x if x.dtype is wanted else x.to(wanted)
+
+
+def reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    return x if x.shape == tuple(shape) else x.reshape(shape)
 
 
 def shape(x: torch.Tensor) -> tuple[Any, ...]:
@@ -85,6 +96,19 @@ def pin(x: torch.Tensor, dtype: str) -> torch.Tensor:
 def concrete(value: Any) -> Any:
     """The number in a scalar; None where only the compiled program will know it."""
     return None if torch.compiler.is_compiling() and is_tensor(value) else value.item()
+
+
+def on_host(tensors: Sequence[torch.Tensor]) -> list[Any] | None:
+    """The values as NumPy arrays, where that is free, else None. Not to be written."""
+    if torch.compiler.is_compiling() or _observed():
+        return None
+    if not builtins.all(type(one) in _PLAIN and one.device.type == "cpu" for one in tensors):
+        return None
+    return [one.detach().numpy() for one in tensors]
+
+
+def from_host(array: Any, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(array))
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
@@ -127,7 +151,7 @@ def moments(x: torch.Tensor, weights: torch.Tensor | None, fused: bool) -> Momen
     """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
     if not fused:
         return composite.moments(_ops, x, weights)
-    return Moments(*torch.ops.batchnorm.moments(x.detach(), weights))
+    return Moments(*_operator("moments")(x.detach(), weights))
 
 
 def standardize(
@@ -270,10 +294,55 @@ if UNAVAILABLE is None:
 
 
 def _operator(name: str) -> Any:
-    """An operator of the kernels, in a form that torch.func can transform."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    """An operator of the kernels, in the form that serves whoever looks on."""
+    if torch.compiler.is_compiling():
         return getattr(torch.ops.batchnorm, name)
-    return _function(name).apply
+    if torch._C._are_functorch_transforms_active():
+        return _function(name).apply if name in _RULES else getattr(torch.ops.batchnorm, name)
+    return getattr(torch.ops.batchnorm, name) if _observed() else functools.partial(_call, name)
+
+
+def _observed() -> bool:
+    """Whether someone must see every operation: a transformation, a tracer, the profiler."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def _call(name: str, *operands: Any) -> Any:
+    """The kernel past torch's dispatcher, which takes longer than a small tensor: 25 us against 10.
+
+    Subclasses of Tensor want the dispatcher.
+    """
+    tensors = [one for one in operands if isinstance(one, torch.Tensor)]
+    if not builtins.all(type(one) in _PLAIN for one in tensors):
+        return getattr(torch.ops.batchnorm, name)(*operands)
+    if torch.is_grad_enabled() and builtins.any(one.requires_grad for one in tensors):
+        return _past_dispatcher(name).apply(*operands)
+    return kernels[name](*operands)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+@functools.cache
+def _past_dispatcher(name: str) -> Any:
+    """The kernel as an autograd.Function of the plain form; the other one inspects signatures."""
+    rule, setup = _RULES[name]
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *operands: Any) -> Any:
+            output = kernels[name](*operands)
+            setup(ctx, operands, output)
+            return output
+
+        backward = staticmethod(rule)
+
+    return Function
 
 
 @functools.cache

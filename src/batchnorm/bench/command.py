@@ -21,7 +21,6 @@ from batchnorm.bench.bars import verdicts
 from batchnorm.bench.plan import MEMORY, Settings
 from batchnorm.bench.row import Row
 
-
 WIDE = 200  # characters
 
 

@@ -1,0 +1,66 @@
+"""NumPy, for the tiny step alone: what a few vectors of length C cost is the calls, not the work.
+
+Eager frameworks take 2 to 15 microseconds for an operation, NumPy less than one. A backend's
+`on_host` hands its vectors over where that is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+where = np.where
+sqrt = np.sqrt
+maximum = np.maximum
+minimum = np.minimum
+isfinite = np.isfinite
+all = np.all
+ones_like = np.ones_like
+zeros_like = np.zeros_like
+broadcast_to = np.broadcast_to
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, np.generic))
+
+
+_NAMES = {np.dtype(name): name for name in ("bool", "int32", "int64", "float32", "float64")}
+
+
+def dtype(x: np.ndarray) -> str:
+    return _NAMES[x.dtype]  # dtype.name takes two microseconds
+
+
+def cast(x: np.ndarray, dtype: str) -> np.ndarray:
+    return x.astype(dtype, copy=False)
+
+
+def reshape(x: np.ndarray, shape: Any) -> np.ndarray:
+    return x if x.shape == shape else x.reshape(shape)
+
+
+def shape(x: np.ndarray) -> tuple[int, ...]:
+    return x.shape
+
+
+def sum(x: np.ndarray, axes: Any) -> np.ndarray:
+    return np.sum(x, axes, keepdims=True)
+
+
+def stop_gradient(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
+    """value, unless the condition is false: then the error."""
+    if not condition:
+        raise error(message)
+    return value
+
+
+def quietly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in which infinities and NaN are values like others, as they are in the frameworks."""
+    with np.errstate(all="ignore"):
+        return function(*arguments)
