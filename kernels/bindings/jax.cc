@@ -2,7 +2,10 @@
 //
 // The structures of XLA's FFI that a handler reads are declared here in their published layout (version 0.x), so that
 // building needs no JAX and one binary serves its versions: it answers with the version that it is asked by. Operands and
-// results are those of bindings/checked.h; epsilon, activation and frozen are attributes.
+// results are those of bindings/checked.h, but x, dy and y come without their dimensions of size 1: with them, XLA may
+// choose another order of dimensions for a reshape before the call, and copy x to bring it back (bfloat16, JAX 0.10.2).
+// The attribute `present` has a bit for each of the five dimensions that is there. epsilon, activation and frozen are
+// attributes too.
 #include <cstring>
 
 #include "checked.h"
@@ -111,7 +114,7 @@ void* answer(const Frame* frame, MetadataQuestion* question) {
   return nullptr;
 }
 
-Extra extra_of(const Attributes& given) {
+Extra extra_of(const Attributes& given, int64_t* present) {
   Extra extra;
   for (int64_t i = 0; i < given.count; ++i) {
     if (given.types[i] != kScalar) continue;
@@ -119,6 +122,7 @@ Extra extra_of(const Attributes& given) {
     const void* value = given.values[i]->value;
     if (name == "epsilon") std::memcpy(&extra.epsilon, value, sizeof extra.epsilon);
     if (name == "activation") std::memcpy(&extra.activation, value, sizeof extra.activation);
+    if (name == "present") std::memcpy(present, value, sizeof *present);
     if (name == "frozen") extra.frozen = *(const unsigned char*)value != 0;
   }
   return extra;
@@ -134,7 +138,23 @@ void gather(const Buffers& from, Array* to) {
   }
 }
 
-void* handle(const Frame* frame, int arguments, int results, batchnorm::Function function) {
+// The five dimensions of an array that came without those of size 1; false where it has others than it should.
+bool restore(Array& array, int64_t present, int64_t* dims) {
+  int next = 0;
+  for (int i = 0; i < 5; ++i) {
+    const bool there = present >> i & 1;
+    if (there && next == array.rank) return false;
+    dims[i] = there ? array.dims[next++] : 1;
+  }
+  if (next != array.rank) return false;
+  array.rank = 5;
+  array.dims = dims;
+  return true;
+}
+
+// `big` arguments and results come first and are like x.
+void* handle(const Frame* frame, int arguments, int results, int big_arguments, int big_results,
+             batchnorm::Function function) {
   for (Extension* extension = frame->extension; extension; extension = extension->next)
     if (extension->type == 1) return answer(frame, (MetadataQuestion*)extension);
   if (frame->arguments.count != arguments || frame->results.count != results)
@@ -142,19 +162,26 @@ void* handle(const Frame* frame, int arguments, int results, batchnorm::Function
   Array in[kMost], out[kMost];
   gather(frame->arguments, in);
   gather(frame->results, out);
-  for (int i = 0; i < results; ++i)
-    if (out[i].rank == 5) bn_advise_huge(out[i].data, (size_t)out[i].elements() * (out[i].type == BN_FLOAT64 ? 8 : out[i].type == BN_FLOAT32 ? 4 : 2));
-  const std::string problem = function(in, out, extra_of(frame->attributes));
+  int64_t present = 31, dims[3][5];
+  const Extra extra = extra_of(frame->attributes, &present);
+  for (int i = 0; i < big_arguments + big_results; ++i)
+    if (!restore(i < big_arguments ? in[i] : out[i - big_arguments], present, dims[i]))
+      return refuse(frame, "batchnorm kernels: x must have the dimensions that are said to be present");
+  for (int i = 0; i < big_results; ++i) {
+    const int bytes = out[i].type == BN_FLOAT64 ? 8 : out[i].type == BN_FLOAT32 ? 4 : 2;
+    bn_advise_huge(out[i].data, (size_t)out[i].elements() * bytes);
+  }
+  const std::string problem = function(in, out, extra);
   return problem.empty() ? nullptr : refuse(frame, problem);
 }
 
 }  // namespace
 
 extern "C" {
-BN_API void* batchnorm_moments(Frame* frame) { return handle(frame, 2, 4, batchnorm::moments); }
-BN_API void* batchnorm_standardize(Frame* frame) { return handle(frame, 9, 1, batchnorm::standardize); }
-BN_API void* batchnorm_forward(Frame* frame) { return handle(frame, 4, 5, batchnorm::forward); }
-BN_API void* batchnorm_backward(Frame* frame) { return handle(frame, 10, 3, batchnorm::backward); }
-BN_API void* batchnorm_backward_sums(Frame* frame) { return handle(frame, 8, 2, batchnorm::backward_sums); }
-BN_API void* batchnorm_backward_input(Frame* frame) { return handle(frame, 12, 1, batchnorm::backward_input); }
+BN_API void* batchnorm_moments(Frame* frame) { return handle(frame, 2, 4, 1, 0, batchnorm::moments); }
+BN_API void* batchnorm_standardize(Frame* frame) { return handle(frame, 9, 1, 1, 1, batchnorm::standardize); }
+BN_API void* batchnorm_forward(Frame* frame) { return handle(frame, 4, 5, 1, 1, batchnorm::forward); }
+BN_API void* batchnorm_backward(Frame* frame) { return handle(frame, 10, 3, 2, 1, batchnorm::backward); }
+BN_API void* batchnorm_backward_sums(Frame* frame) { return handle(frame, 8, 2, 2, 0, batchnorm::backward_sums); }
+BN_API void* batchnorm_backward_input(Frame* frame) { return handle(frame, 12, 1, 2, 1, batchnorm::backward_input); }
 }
