@@ -104,11 +104,13 @@ types: $(VENV)/.test  ## mypy
 	$(BIN)/mypy
 
 # Needs a C++17 compiler and CMake (those of the virtual environment, or of the system).
-selfcheck:  ## the kernels against plain loops, under the address and undefined-behaviour sanitizers
-	@cmake=$$(command -v cmake || echo $(BIN)/cmake); \
-	$$cmake -S kernels -B build/selfcheck -DBATCHNORM_SANITIZE=ON >/dev/null && \
-	$$cmake --build build/selfcheck --target selfcheck -j 2 && \
-	OMP_NUM_THREADS=2 build/selfcheck/selfcheck 60
+# Each instruction set that this processor has; a higher one than that falls back to the best.
+selfcheck: $(VENV)/.test  ## the kernels against plain loops, under the address and undefined-behaviour sanitizers
+	$(BIN)/cmake -S kernels -B build/selfcheck -DBATCHNORM_SANITIZE=ON >/dev/null
+	$(BIN)/cmake --build build/selfcheck --target selfcheck -j 2 >/dev/null
+	for isa in baseline v3 best; do \
+	  BATCHNORM_ISA=$$isa OMP_NUM_THREADS=2 build/selfcheck/selfcheck 60 || exit 1; \
+	done
 
 bench: $(VENV)/.test  ## measure against the peers on this machine, about an hour
 	$(QUIET) $(BIN)/batchnorm bench $(BENCH_ARGS)
