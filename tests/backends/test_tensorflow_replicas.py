@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import batchnorm
+import reference
 import replicated
 
 both_paths = pytest.mark.parametrize("fused", [False, None], ids=["composite", "fused"])
@@ -76,6 +77,30 @@ def test_second_derivatives_are_those_of_one_process(
     wanted = outer.gradient(penalty, x).numpy()
     got = np.concatenate(found["second"][fused])
     np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["sync_two_replicas", "k2_two_replicas_fused"])
+def test_recordings_of_two_replicas_replay(mirrored: tuple[int, dict[str, Any]], name: str) -> None:
+    """Without synchronization too: local statistics, of which whoever reads sees the mean."""
+    count, found = mirrored
+    if count != 2:
+        return
+    (case,) = (
+        one for one in reference.golden_cases("keras_sync", "keras_v2") if one["name"] == name
+    )
+    recorded, got = reference.golden_arrays(case), found["golden"][name]
+    for what in ("y", "dx", "infer_y"):
+        np.testing.assert_allclose(got[what], recorded[what], rtol=5e-5, atol=5e-5)
+    for what in ("moving_mean", "moving_variance"):
+        np.testing.assert_allclose(got[what], recorded[f"state/{what}"][1:], rtol=5e-5, atol=5e-5)
+
+
+def test_fit_under_a_strategy_is_fit_without_one(mirrored: tuple[int, dict[str, Any]]) -> None:
+    count, found = mirrored
+    if count != 2:
+        return
+    for one, other in zip(*found["fit"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_a_name_is_refused() -> None:

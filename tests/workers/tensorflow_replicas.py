@@ -6,15 +6,22 @@ MirroredStrategy over logical CPUs of one process. What it pickles: {"modes": {(
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import keras
+import numpy as np
 import tensorflow as tf
 
 import batchnorm
 import engines
+import reference
 import replicated
+from batchnorm import keras as ours
 from batchnorm.backends import tensorflow_replicas
 
 RANK, REPLICAS, FOLDER = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -120,12 +127,75 @@ def second_derivatives(strategy: tf.distribute.Strategy) -> dict[Any, Any]:
     }
 
 
+def golden(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """What our layers make of the recordings of two replicas."""
+    found = {}
+    for name, layer_of in (
+        ("sync_two_replicas", ours.SyncBatchNormalization),
+        ("k2_two_replicas_fused", ours.BatchNormalization),
+    ):
+        (case,) = (
+            one for one in reference.golden_cases("keras_sync", "keras_v2") if one["name"] == name
+        )
+        recorded = reference.golden_arrays(case)
+        # the originals' fused kernel remembers the unbiased variance
+        unbiased = case["fused"]
+        with strategy.scope():
+            layer = layer_of(momentum=0.9, unbiased_moving_variance=unbiased)
+            layer.build(tuple(case["shape"]))
+        for vector in ("gamma", "beta"):
+            getattr(layer, vector).assign(recorded[vector])
+        for statistic in ("moving_mean", "moving_variance"):
+            getattr(layer, statistic).assign(recorded[f"state/{statistic}"][0])
+        got: dict[str, list[Any]] = {"y": [], "dx": [], "moving_mean": [], "moving_variance": []}
+        for x, g in zip(recorded["x"], recorded["g"], strict=True):
+            parts = each(strategy, lambda rank: _step(layer, x[rank], g[rank]))  # noqa: B023
+            for what, array in zip(("y", "dx"), zip(*parts, strict=True), strict=True):
+                got[what].append(np.stack(array))
+            for what in ("moving_mean", "moving_variance"):
+                got[what].append(getattr(layer, what).numpy())
+        got["infer_y"] = np.stack([layer(x, training=False) for x in recorded["infer_x"]])
+        found[name] = got
+    return found
+
+
+def _step(layer: Any, x: Any, g: Any) -> Any:
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+        loss = tf.reduce_sum(y * g)
+    return y.numpy(), tape.gradient(loss, x).numpy()
+
+
+def fitted(strategy: Any) -> list[Any]:
+    """The weights of a small model after `fit`, under the strategy or without one."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3, 2, (24, 5)), rng.normal(size=(24, 1))
+    with strategy.scope():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [
+                keras.layers.Input((5,)),
+                keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(1)),
+                ours.SyncBatchNormalization(momentum=0.5),
+                keras.layers.Dense(1, kernel_initializer=keras.initializers.GlorotUniform(2)),
+            ]
+        )
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    return [np.array(one) for one in model.get_weights()]
+
+
 def main() -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     logical = [tf.config.LogicalDeviceConfiguration()] * REPLICAS
     tf.config.set_logical_device_configuration(cpu, logical)
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
     found = {"graph": graph(strategy), "second": second_derivatives(strategy)}
+    if REPLICAS == 2:
+        found["golden"] = golden(strategy)
+        found["fit"] = fitted(strategy), fitted(tf.distribute.get_strategy())
     counting()
     replicated.keep(FOLDER, RANK, {"modes": modes(strategy), **found})
 
