@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import socket
 from typing import Any
 
 import jax
@@ -57,6 +59,43 @@ def test_other_maps_do_the_same(
 ) -> None:
     count, found = devices
     replicated.check(replicated.case(name, count), found["maps"][name, fused, how])
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    """What each of two processes of `jax.distributed` found."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        port = one.getsockname()[1]
+    return replicated.launch("jax_processes", 2, tmp_path_factory.mktemp("jax"), port)
+
+
+@both_paths
+@pytest.mark.parametrize("name", ["mean 1e4", "renorm and mask"])
+def test_processes_equal_one_with_all_the_rows(
+    processes: list[dict[Any, Any]], name: str, fused: bool | None
+) -> None:
+    replicated.check(replicated.case(name, 2), [one[name, fused] for one in processes])
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_under_jit_a_sharded_batch_is_one_batch_whatever_synchronized_says(
+    devices: tuple[int, dict[str, Any]], synchronized: bool
+) -> None:
+    count, found = devices
+    one = replicated.case("mean 1e4", count, replicated.EQUAL)
+    replicated.check(one, [found["jit"][synchronized]])
+
+
+def test_under_jit_ghost_batches_make_statistics_of_the_size_of_a_device(
+    devices: tuple[int, dict[str, Any]],
+) -> None:
+    """As many groups as devices; each takes every so many-th row, not those of one device."""
+    count, found = devices
+    one = replicated.case("mean 1e4", count, replicated.EQUAL)
+    options = {**one.options, "virtual_batch_size": 8 // count}
+    together = dataclasses.replace(one, rows=(8,), options=options)
+    replicated.check(together, [found["jit"]["ghost"]])
 
 
 @both_paths

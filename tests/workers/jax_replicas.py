@@ -18,7 +18,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={REPLICAS}"
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.sharding import Mesh, PartitionSpec  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 import batchnorm  # noqa: E402
 import engines  # noqa: E402
@@ -144,8 +144,38 @@ def other_maps() -> dict[Any, Any]:
     return found
 
 
+def jit_of_a_sharded_batch() -> dict[Any, Any]:
+    """No map at all: the program is about the whole batch, and XLA divides it."""
+    one = replicated.case("mean 1e4", REPLICAS, replicated.EQUAL)
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), PARTS)
+    x, dy = (jax.device_put(array, sharding) for array in (one.x, one.dy))
+    found = {}
+    for how, options in (
+        (True, {"synchronized": True}),
+        (False, {"synchronized": False}),
+        ("ghost", {"virtual_batch_size": 8 // REPLICAS}),
+    ):
+
+        def loss(x: Any, parameters: Any) -> Any:
+            y, new = batchnorm.batch_norm(
+                x,
+                parameters,
+                one.state,
+                training=True,
+                **options,  # noqa: B023
+            )
+            return (y * dy).sum(), (y, new)
+
+        step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+        (_, (y, new)), (dx, slopes) = step(x, one.parameters)
+        out = {"y": y, "dx": dx, "state": new, **slopes}
+        found[how] = jax.tree.map(engines.ENGINES["jax"].numpy, out)
+    return found
+
+
 def main() -> None:
-    replicated.keep(FOLDER, RANK, {"modes": modes(), "maps": other_maps()})
+    found = {"modes": modes(), "maps": other_maps(), "jit": jit_of_a_sharded_batch()}
+    replicated.keep(FOLDER, RANK, found)
 
 
 if __name__ == "__main__":
