@@ -1,92 +1,13 @@
-"""`synchronized=True` takes one replica so far: more are refused in words, never ignored."""
+"""`synchronized` where there is one replica; over many, each engine has its file in `backends/`."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import batchnorm
-
-TENSORFLOW = """
-import tensorflow as tf, batchnorm
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-x = tf.ones((4, 3))
-parameters, state = batchnorm.init(x)
-with strategy.scope():
-    try:
-        batchnorm.batch_norm(x, parameters, state, training=True, synchronized=True)
-    except RuntimeError as error:
-        print(error)
-"""
-
-TORCH = """
-import sys, torch, torch.distributed as dist, batchnorm
-
-def replica(rank, file):
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    x = torch.ones((4, 3))
-    parameters, state = batchnorm.init(x)
-    try:
-        batchnorm.batch_norm(x, parameters, state, training=True, synchronized=True)
-    except RuntimeError as error:
-        if rank == 0:
-            print(error, flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
-
-if __name__ == "__main__":
-    torch.multiprocessing.spawn(replica, (sys.argv[1],), nprocs=2)
-"""
-
-
-def printed(source: str, *arguments: str, tmp_path) -> str:
-    script = tmp_path / "script.py"
-    script.write_text(source)
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def test_two_tensorflow_replicas_are_refused(tmp_path) -> None:
-    assert printed(TENSORFLOW, tmp_path=tmp_path) == (
-        "batch_norm: synchronized must be False with more than one replica in this version; got "
-        "True with 2 replicas."
-    )
-
-
-def test_two_torch_processes_are_refused(tmp_path) -> None:
-    assert printed(TORCH, str(tmp_path / "rendezvous"), tmp_path=tmp_path) == (
-        "batch_norm: synchronized must be False with more than one process in this version; got "
-        "True with 2 processes."
-    )
-
-
-def test_a_named_axis_of_jax_is_refused() -> None:
-    x = jnp.ones((2, 4, 3))
-    parameters, state = batchnorm.init(x[0])
-
-    def step(x):
-        return batchnorm.batch_norm(x, parameters, state, training=True, synchronized=True)[0]
-
-    message = (
-        "batch_norm: synchronized must be False inside shard_map, pmap or a named vmap in this "
-        "version; got True inside the axes ['batch']."
-    )
-    with pytest.raises(RuntimeError) as caught:
-        jax.vmap(step, axis_name="batch")(x)
-    assert str(caught.value) == message
+from batchnorm._moments import Moments, merge_replicas
+from batchnorm._options import Options
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
@@ -103,3 +24,61 @@ def test_one_replica_equals_the_plain_function(engine, mode: str) -> None:
     plain = engine.run(lambda x: step(x, False), x, mode=how)
     synchronized = engine.run(lambda x: step(x, True), x, mode=how)
     np.testing.assert_array_equal(engine.numpy(plain), engine.numpy(synchronized))
+
+
+@pytest.mark.parametrize("value", [None, 2, 0.5])
+def test_what_names_no_group_is_refused_at_once(value) -> None:
+    with pytest.raises(TypeError) as caught:
+        Options(synchronized=value)
+    assert str(caught.value) == (
+        "batch_norm: synchronized must be True, False, a process group, or the name of one or of a "
+        f"mapped axis; got {value!r}."
+    )
+
+
+class Gathered:
+    """A backend whose replicas are the rows that it was made of, the first of them its own."""
+
+    def __init__(self, rows: list[np.ndarray]) -> None:
+        self.rows = rows
+
+    where = staticmethod(np.where)
+    ones_like = staticmethod(np.ones_like)
+    broadcast_to = staticmethod(np.broadcast_to)
+    shape = staticmethod(np.shape)
+
+    @staticmethod
+    def stop_gradient(x):
+        return x
+
+    @staticmethod
+    def concatenate(parts, axis):
+        return np.concatenate(parts, axis)
+
+    @staticmethod
+    def sum(x, axis):
+        return np.sum(x, axis, keepdims=True)
+
+    def all_gather(self, x, replicas):
+        return np.stack([x, *self.rows])
+
+
+def test_replicas_with_and_without_values_merge_to_the_moments_of_all() -> None:
+    rng = np.random.default_rng(0)
+    values = [rng.normal(1e4, 1, (2, n, 3)) for n in (5, 3, 0, 1)]  # [G, n, C] on each
+
+    def packed(x):
+        n = np.full((2, 1), x.shape[1], float)
+        mean = x.mean(1) if x.shape[1] else np.zeros((2, 3))
+        variance = x.var(1) if x.shape[1] else np.zeros((2, 3))
+        rounded = mean.astype("float32")
+        return Moments(*(part.astype("float32") for part in (rounded, mean - rounded, variance, n)))
+
+    first, *others = (packed(x) for x in values)
+    rest = [np.concatenate(tuple(one), 1) for one in others]
+    merged = merge_replicas(Gathered(rest), first, None)
+    together = np.concatenate(values, 1)
+    mean = merged.mean.astype("float64") + merged.remainder
+    np.testing.assert_allclose(mean, together.mean(1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(merged.variance, together.var(1), rtol=1e-6)
+    np.testing.assert_array_equal(merged.count, [[9], [9]])

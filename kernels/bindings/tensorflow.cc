@@ -60,7 +60,7 @@ using batchnorm::Array;
 using batchnorm::Extra;
 
 constexpr int kFloat = 1, kDouble = 2, kBfloat16 = 14, kHalf = 19, kInvalidArgument = 3;
-constexpr int kMost = 11, kMostDims = 8;  // operands of one op, and dimensions of one
+constexpr int kMost = 13, kMostDims = 8;  // operands of one op, and dimensions of one
 
 int type_code(int tensorflow_type) {
   switch (tensorflow_type) {
@@ -145,11 +145,11 @@ class Run {
   int count_ = 0, made_ = 0;
 };
 
-template <int inputs, int big, int vectors, int counts, batchnorm::Function function>
+template <int inputs, int big, int vectors, int counts, batchnorm::Function function, bool epsilon = true>
 void compute(void* extra, TF_OpKernelContext* context) {
   Run run(context, inputs);
   Extra how = *(Extra*)extra;
-  if (big && run.ok()) how.epsilon = run.epsilon();
+  if (epsilon && run.ok()) how.epsilon = run.epsilon();
   for (int i = 0; i < big; ++i) run.add_big();
   for (int i = 0; i < vectors + counts && run.ok(); ++i) run.add_vector(i >= vectors);
   if (run.ok()) run.fail(function(run.in, run.out, how));
@@ -205,7 +205,7 @@ struct Definition {
 
 const Definition kDefinitions[] = {
     {"BatchnormMoments", {"x: T", "weights: U"}, {"mean: U", "remainder: U", "variance: U", "count: U"}, false, false,
-     shapes<0, 3, 1>, create<false, false>, compute<2, 0, 3, 1, batchnorm::moments>},
+     shapes<0, 3, 1>, create<false, false>, compute<2, 0, 3, 1, batchnorm::moments, false>},
     {"BatchnormStandardize",
      {"x: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "epsilon: double"},
@@ -219,6 +219,15 @@ const Definition kDefinitions[] = {
       "epsilon: double"},
      {"dx: T", "sum_dy: U", "sum_dy_xh: U"}, true, true, shapes<1, 2, 0>, create<true, true>,
      compute<11, 1, 2, 0, batchnorm::backward>},
+    {"BatchnormBackwardSums",
+     {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "scale: U", "offset: U", "epsilon: double"},
+     {"sum_dy: U", "sum_dy_xh: U"}, true, false, shapes<0, 2, 0>, create<true, false>,
+     compute<9, 0, 2, 0, batchnorm::backward_sums>},
+    {"BatchnormBackwardInput",
+     {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
+      "sum_dy: U", "sum_dy_xh: U", "epsilon: double"},
+     {"dx: T"}, true, false, shapes<1, 0, 0>, create<true, false>,
+     compute<13, 1, 0, 0, batchnorm::backward_input>},
 };
 
 struct Register {

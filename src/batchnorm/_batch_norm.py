@@ -16,7 +16,7 @@ from typing import Any
 
 from batchnorm import _axes
 from batchnorm._correction import Affine, adjustment, compose, renorm_correction
-from batchnorm._moments import Moments
+from batchnorm._moments import Moments, attached, merge_replicas
 from batchnorm._options import Options
 from batchnorm._statistics import State, initial_value, remember, state_names
 from batchnorm._weights import combined_weights, printable
@@ -43,7 +43,7 @@ def batch_norm(
     fused: bool | None = None,
     virtual_batch_size: int | None = None,
     adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
-    synchronized: bool | str = False,
+    synchronized: Any = False,
     unbiased_moving_variance: bool = False,
     pooled_moving_variance: bool = False,
     statistics: str = "auto",
@@ -86,7 +86,11 @@ def batch_norm(
             Group j of n holds the samples j, j + n, j + 2n, ...
         adjustment: a function of x's shape that returns (scale, bias), applied after renorm and
             before gamma and beta, with batch statistics only. Any shape that broadcasts to x.
-        synchronized: take statistics over all replicas.
+        synchronized: take statistics over all replicas, in training: True, a torch process group
+            or its name, or the name of an axis of JAX's shard_map, pmap or vmap. Each replica
+            returns its own part of y and the same state; the derivative with respect to x is that
+            of the sum of all replicas' losses, those of gamma and beta are the replica's share.
+            Ghost batches: group j of all replicas is one group. See docs/distributed.md.
         unbiased_moving_variance: remember variance * N / (N - 1), as torch does.
         pooled_moving_variance: with ghost batches, remember the variance of the whole batch
             instead of the average over the groups.
@@ -195,8 +199,9 @@ def normalize(
     batch = {"auto": training, "batch": True, "moving": False}[options.statistics]
     update = training if options.update_statistics == "auto" else options.update_statistics
     fused = _takes_kernels(ops, options, x)
-    if options.synchronized:
-        ops.check_one_replica(options.owner)
+    replicas = None  # one, whatever was asked for
+    if options.synchronized and (batch is not False or update is not False):
+        replicas = ops.replicas(options.synchronized, options.owner)
 
     view = _view(ops, options, x, batch, update)
     _check_vectors(ops, options, view, parameters, state)
@@ -210,9 +215,13 @@ def normalize(
     if not fused:  # once, so that the parts of a 16-bit derivative add up in float32
         values = ops.cast(values, dtype)
     live = _known_live(ops, view, weights, batch)
-    at_once = live is True and not options.renorm  # nothing between the two big steps needs moments
+    # nothing between the two big steps needs moments
+    at_once = live is True and not options.renorm and replicas is None
     if not at_once and (batch is not False or update is not False):
-        measured = ops.moments(values, weights, fused)
+        measured = used = ops.moments(values, weights, fused)
+        if replicas is not None:
+            measured = merge_replicas(ops, used, replicas)
+            used = measured if fused else attached(ops, measured, used, replicas)
     trains: bool | Tensor = True
     if live is None:
         live = (measured.count != 0) & batch
@@ -221,7 +230,7 @@ def normalize(
     correction: Affine = (None, None)
     if options.renorm and live is not False:
         correction = renorm_correction(ops, options, old, _constant(ops, measured), live)
-    adjusted = adjustment(ops, options, view, x, dtype, live, batch)
+    adjusted = adjustment(ops, options, view, x, dtype, live, batch, apart=replicas is not None)
     affine, activation = correction, None
     if not adjusted.varies:
         outer = (_training(ops, gamma, trains), _training(ops, beta, trains))
@@ -230,9 +239,9 @@ def normalize(
     if at_once:
         y, measured = ops.forward(values, *affine, options.epsilon, weights, activation, fused)
     else:
-        used = _used(ops, live, None if live is False else measured, old)
+        used = _used(ops, live, None if live is False else used, old)
         y = ops.standardize(
-            values, used, *affine, options.epsilon, weights, live, activation, fused
+            values, used, *affine, options.epsilon, weights, live, activation, fused, replicas
         )
     y = view.undo(ops, y)
     if adjusted.varies:  # along reduced dimensions too, where no vector can hold it

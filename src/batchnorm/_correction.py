@@ -101,8 +101,12 @@ def adjustment(
     dtype: str,
     live: bool | Tensor,
     batch: bool | Tensor,
+    *,
+    apart: bool = False,
 ) -> Adjustment:
     """What the user's `adjustment` returns for x, and 1 and 0 where the batch does not normalize.
+
+    With `apart` it is never folded into the vectors, which must be the same on all replicas.
 
     Raises:
         ValueError: it returned anything but two values that broadcast to x.
@@ -116,7 +120,7 @@ def adjustment(
         )
     pair = [ops.cast(ops.asarray(one, x), dtype) for one in returned]
     shapes = [_shape_against(ops, options, view, one) for one in pair]
-    varies = any(
+    varies = apart or any(
         ops.is_tensor(size) or size != 1
         for shape in shapes
         for i, size in enumerate(shape)

@@ -36,7 +36,7 @@ def average(ops: Any, moments: Moments) -> Moments:
 def merge(ops: Any, moments: Moments) -> Moments:
     """One row from many: the moments of all values together.
 
-    Shapes: `[G, C]` -> `[1, C]`.
+    Shapes: `[G, C]` -> `[1, C]`; behind the first dimension there may be more.
     Reference: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for
     computing sample variances", equation 2.1, for any number of groups at once.
     """
@@ -45,7 +45,8 @@ def merge(ops: Any, moments: Moments) -> Moments:
 
 def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
     mean, remainder, variance, count = moments
-    count = ops.broadcast_to(count, (ops.shape(mean)[0], 1))  # one row serves equal groups
+    # one row serves equal groups
+    count = ops.broadcast_to(count, (ops.shape(mean)[0], *ops.shape(count)[1:]))
     total = ops.sum(count, 0)  # [1, 1]
     share = count / ops.where(total == 0, ops.ones_like(total), total)
     # relative to a rounded mean, so that a large common offset cancels before anything is squared
@@ -58,6 +59,49 @@ def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
     if between:
         pooled = pooled + ops.sum(share * (shift - delta) * (shift - delta), 0)
     return Moments(origin, delta, pooled, total)
+
+
+def merge_replicas(ops: Any, moments: Moments, replicas: Any) -> Moments:
+    """The moments of every group over all replicas, the same bits on each of them.
+
+    One collective: each replica sends its moments packed as `[G, 3C + 1]`. The result is constant;
+    `attached` has the derivatives.
+
+    Shapes: `[G, C]`, count `[G, 1]`, with one G on all replicas.
+    """
+    own = tuple(ops.stop_gradient(part) for part in moments)
+    c = ops.shape(moments.mean)[1]
+    rows = ops.all_gather(ops.concatenate(own, 1), replicas)  # [R, G, 3C + 1]
+    parts = rows[:, :, :c], rows[:, :, c : 2 * c], rows[:, :, 2 * c : 3 * c], rows[:, :, 3 * c :]
+    merged: tuple[Any, ...] = merge(ops, Moments(*parts))
+    return Moments(*(part[0] for part in merged))
+
+
+def attached(ops: Any, merged: Moments, moments: Moments, replicas: Any) -> Moments:
+    """`merged`, constants, as a function of every replica's moments, of which they were merged.
+
+    Formula: with e and f the changes of a replica's mean m and variance, and s its share of the
+    count,
+        mean = M + E, variance = V + sum(s (f + 2 (m - M) e + e^2)) - E^2, where E = sum(s e),
+    exactly. Both sums are over replicas and of zeros, so nothing travels before the derivative
+    does: one collective of `[G, 2C]`.
+    """
+    assert merged.remainder is not None
+    assert moments.remainder is not None
+    own: Any = Moments(*(ops.stop_gradient(part) for part in moments))
+    c = ops.shape(own.mean)[1]
+    total = ops.where(merged.count == 0, ops.ones_like(merged.count), merged.count)
+    share = own.count / total
+    distance = (own.mean - merged.mean) + (own.remainder - merged.remainder)
+    e = (moments.mean - own.mean) + (moments.remainder - own.remainder)
+    f = moments.variance - own.variance
+    zeros = ops.concatenate((share * e, share * (f + (2 * distance + e) * e)), 1)
+    sums = ops.sum_of_zeros(zeros, replicas)
+    mean, variance = sums[:, :c], sums[:, c:]
+    return merged._replace(
+        remainder=merged.remainder + mean,
+        variance=merged.variance + (variance - mean * mean),
+    )
 
 
 def unbiased(ops: Any, moments: Moments) -> Moments:

@@ -32,7 +32,7 @@ class Options:
     fused: bool | None = None
     virtual_batch_size: int | None = None
     adjustment: Callable[[Any], tuple[Any, Any]] | None = None
-    synchronized: bool | str = False
+    synchronized: Any = False
     unbiased_moving_variance: bool = False
     pooled_moving_variance: bool = False
     statistics: str = "auto"
@@ -58,6 +58,7 @@ class Options:
         self._check_choice("activation", self.activation, (None, "relu"))
         self._check_choice("zero_debias", self.zero_debias, (False, True, "mean", "both"))
         set_(self, "zero_debias", "mean" if self.zero_debias is True else self.zero_debias)
+        self._check_synchronized()
         set_(self, "virtual_batch_size", self._checked_virtual_batch_size())
         if self.adjustment is not None and not callable(self.adjustment):
             raise TypeError(
@@ -104,6 +105,16 @@ class Options:
         if not any(type(value) is type(one) and value == one for one in allowed):
             choices = ", ".join(repr(one) for one in allowed)
             raise ValueError(f"{self.owner}: {name} must be one of {choices}; got {value!r}.")
+
+    def _check_synchronized(self) -> None:
+        # whether a group or an axis of that name exists is for the backend to say, at the call
+        value: Any = self.synchronized
+        number = isinstance(value, numbers.Number) and not isinstance(value, bool)
+        if value is None or number:
+            raise TypeError(
+                f"{self.owner}: synchronized must be True, False, a process group, or the name of "
+                f"one or of a mapped axis; got {value!r}."
+            )
 
     def _check_clipping(self) -> None:
         clipping = self.renorm_clipping

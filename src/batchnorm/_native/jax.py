@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from batchnorm._native.jax_axes import vary, varying, varying_alike
 from batchnorm._native.library import KernelsUnavailable, load, path_of
 
 load()  # its symbols are what the handlers call
@@ -30,27 +31,6 @@ for _name in (
         jax.ffi.pycapsule(getattr(_handlers, f"batchnorm_{_name}")),
         platform="cpu",
     )
-
-
-def varying(x: Any) -> frozenset[str]:
-    """The axes of shard_map over which x varies; none outside of it."""
-    kind = jax.typeof(x)
-    kind = getattr(kind, "manual_axis_type", kind)  # since JAX 0.10
-    return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
-
-
-def _vary(x: Any, axes: frozenset[str]) -> Any:
-    missing = tuple(sorted(axes - varying(x)))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-
-def varying_alike(operands: Any) -> Any:
-    """Operands that all vary over the same axes of shard_map: calls and derivatives need that.
-
-    Then a parameter that was the same on all devices gets the sum of their gradients.
-    """
-    axes = frozenset().union(*map(varying, jax.tree.leaves(operands)))
-    return jax.tree.map(lambda one: _vary(one, axes), operands) if axes else operands
 
 
 def _statistics_type(x: Array) -> Any:
@@ -85,7 +65,7 @@ def _call(name: str, results: list[Any], operands: list[Array], **attributes: An
     out = call(*given, present=present, **attributes)
     out = [one.reshape(like.shape) for one, like in zip(out, results, strict=True)]
     axes = frozenset().union(*map(varying, operands))
-    return [_vary(one, axes) for one in out] if axes else out
+    return [vary(one, axes) for one in out] if axes else out
 
 
 def _vectors(x: Array, count: int) -> list[jax.ShapeDtypeStruct]:

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from batchnorm._moments import Moments, merge
 from batchnorm._native import jax as kernels
+from batchnorm._native.jax_axes import varying
 
 VIEW = ("a", "g", "b", "c", "d")
 VECTOR = ("g", "c")
@@ -67,7 +68,7 @@ def backward(
 
 
 def _run(name: str, how: tuple[Any, ...], *operands: Any) -> Any:
-    if jax.device_count() == 1 or kernels.varying(operands[0]):  # in shard_map it is one's own part
+    if jax.device_count() == 1 or varying(operands[0]):  # in shard_map it is one's own part
         return getattr(kernels, name)(*operands, *how)
     return _partitioned(name, how)(*operands)
 

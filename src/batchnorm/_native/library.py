@@ -20,6 +20,8 @@ _PROTOTYPES = {  # i int, d double, p pointer, s sizes: after dtype, dims and x 
     "bn_standardize": "isppspppdppip",
     "bn_forward": "isppsdppippppp",
     "bn_backward": "ispppsppppdppipippp",
+    "bn_backward_sums": "ispppspppdppipp",
+    "bn_backward_input": "ispppsppppdppipippp",
 }
 _TYPES = {
     "i": ctypes.c_int,

@@ -81,6 +81,47 @@ def forward(
     )
 
 
+def backward_sums(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    weights: tf.Tensor | None,
+    given: Any,
+    epsilon: float,
+    activation: int,
+) -> Any:
+    names = ("mean", "remainder", "variance", "scale", "offset")
+    return _ops.batchnorm_backward_sums(
+        x=x,
+        dy=dy,
+        weights=_weights(x, weights),
+        **{name: _given(x, getattr(given, name)) for name in names},
+        epsilon=_epsilon(epsilon),
+        activation=activation,
+    )
+
+
+def backward_input(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    weights: tf.Tensor | None,
+    given: Any,
+    sums: Any,
+    epsilon: float,
+    activation: int,
+) -> tf.Tensor:
+    sum_dy, sum_dy_xh = sums
+    return _ops.batchnorm_backward_input(
+        x=x,
+        dy=dy,
+        weights=_weights(x, weights),
+        **{name: _given(x, value) for name, value in given._asdict().items()},
+        sum_dy=sum_dy,
+        sum_dy_xh=sum_dy_xh,
+        epsilon=_epsilon(epsilon),
+        activation=activation,
+    )
+
+
 def backward(*operands: tf.Tensor, activation: int, frozen: bool) -> Any:
     """Operands as the op has them: x, dy, weights, the seven vectors, epsilon."""
     return _ops.batchnorm_backward(*operands, activation=activation, frozen=frozen)

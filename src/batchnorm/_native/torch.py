@@ -33,6 +33,12 @@ _DEFINITIONS = {
     "backward": "(Tensor x, Tensor dy, Tensor? weights, Tensor mean, Tensor? remainder, "
     "Tensor variance, Tensor? count, Tensor? scale, Tensor? offset, Tensor? live, float epsilon, "
     "int activation, bool frozen) -> (Tensor, Tensor, Tensor)",
+    "backward_sums": "(Tensor x, Tensor dy, Tensor? weights, Tensor mean, Tensor? remainder, "
+    "Tensor variance, Tensor? scale, Tensor? offset, float epsilon, int activation) "
+    "-> (Tensor, Tensor)",
+    "backward_input": "(Tensor x, Tensor dy, Tensor? weights, Tensor mean, Tensor? remainder, "
+    "Tensor variance, Tensor count, Tensor? scale, Tensor? offset, Tensor? live, Tensor sum_dy, "
+    "Tensor sum_dy_xh, float epsilon, int activation) -> Tensor",
 }
 _registry = torch.library.Library("batchnorm", "DEF")
 for _name, _schema in _DEFINITIONS.items():
@@ -108,6 +114,15 @@ def _fresh(x: Tensor) -> Tensor:
 def _new_vectors(x: Tensor, count: int) -> list[Tensor]:
     shape = (x.shape[1], x.shape[3])
     return [x.new_empty(shape, dtype=_statistics_type(x)) for _ in range(count)]
+
+
+def _checked(dy: Tensor, x: Tensor) -> Tensor:
+    if dy.dtype is not x.dtype or dy.shape != x.shape:
+        raise ValueError(
+            f"batchnorm kernels: dy must be like x, {x.dtype} of shape {tuple(x.shape)}; got "
+            f"{dy.dtype} of shape {tuple(dy.shape)}."
+        )
+    return dy
 
 
 def _moments(x: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
@@ -205,12 +220,7 @@ def _backward(
     frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, sizes = _dense(x)
-    dy = _like(dy, sizes)
-    if dy.dtype is not x.dtype or dy.shape != x.shape:
-        raise ValueError(
-            f"batchnorm kernels: dy must be like x, {x.dtype} of shape {tuple(x.shape)}; got "
-            f"{dy.dtype} of shape {tuple(dy.shape)}."
-        )
+    dy = _like(_checked(dy, x), sizes)
     w, w_sizes, _alive = _weights(weights, x, sizes)
     dx = _fresh(x)
     sum_dy, sum_dy_xh = _new_vectors(x, 2)
@@ -239,6 +249,88 @@ def _backward(
     return dx, sum_dy, sum_dy_xh
 
 
+def _backward_sums(
+    x: Tensor,
+    dy: Tensor,
+    weights: Tensor | None,
+    mean: Tensor,
+    remainder: Tensor | None,
+    variance: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    epsilon: float,
+    activation: int,
+) -> tuple[Tensor, Tensor]:
+    x, sizes = _dense(x)
+    dy = _like(_checked(dy, x), sizes)
+    w, w_sizes, _alive = _weights(weights, x, sizes)
+    sum_dy, sum_dy_xh = _new_vectors(x, 2)
+    code = _kernels.bn_backward_sums(
+        _CODES[x.dtype],
+        _sizes(*sizes),
+        x.data_ptr(),
+        dy.data_ptr(),
+        w,
+        w_sizes,
+        _vector(mean, x),
+        _vector(remainder, x),
+        _vector(variance, x),
+        epsilon,
+        _vector(scale, x),
+        _vector(offset, x),
+        activation,
+        sum_dy.data_ptr(),
+        sum_dy_xh.data_ptr(),
+    )
+    check(_kernels, code)
+    return sum_dy, sum_dy_xh
+
+
+def _backward_input(
+    x: Tensor,
+    dy: Tensor,
+    weights: Tensor | None,
+    mean: Tensor,
+    remainder: Tensor | None,
+    variance: Tensor,
+    count: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    live: Tensor | None,
+    sum_dy: Tensor,
+    sum_dy_xh: Tensor,
+    epsilon: float,
+    activation: int,
+) -> Tensor:
+    x, sizes = _dense(x)
+    dy = _like(_checked(dy, x), sizes)
+    w, w_sizes, _alive = _weights(weights, x, sizes)
+    dx = _fresh(x)
+    code = _kernels.bn_backward_input(
+        _CODES[x.dtype],
+        _sizes(*sizes),
+        x.data_ptr(),
+        dy.data_ptr(),
+        w,
+        w_sizes,
+        _vector(count, x, columns=1),
+        _vector(mean, x),
+        _vector(remainder, x),
+        _vector(variance, x),
+        epsilon,
+        _vector(scale, x),
+        _vector(offset, x),
+        activation,
+        _vector(live, x),
+        False,
+        _vector(sum_dy, x),
+        _vector(sum_dy_xh, x),
+        dx.data_ptr(),
+    )
+    check(_kernels, code)
+    return dx
+
+
 def _fake_moments(x: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
     return *_new_vectors(x, 3), x.new_empty((x.shape[1], 1), dtype=_statistics_type(x))
 
@@ -253,6 +345,10 @@ def _fake_forward(x: Tensor, weights: Tensor | None, *_: Any) -> tuple[Tensor, .
 
 def _fake_backward(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), *_new_vectors(x, 2)
+
+
+def _fake_backward_sums(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(_new_vectors(x, 2))
 
 
 def one_by_one(operator: Any) -> Any:
@@ -283,12 +379,16 @@ kernels: dict[str, Callable[..., Any]] = {
     "standardize": _standardize,
     "forward": _forward,
     "backward": _backward,
+    "backward_sums": _backward_sums,
+    "backward_input": _backward_input,
 }
 for _name, _fake in (
     ("moments", _fake_moments),
     ("standardize", _fake_standardize),
     ("forward", _fake_forward),
     ("backward", _fake_backward),
+    ("backward_sums", _fake_backward_sums),
+    ("backward_input", _fake_standardize),
 ):
     _registry.impl(_name, kernels[_name], "CPU")
     torch.library.register_fake(f"batchnorm::{_name}", _fake)

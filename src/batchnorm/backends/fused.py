@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from batchnorm._moments import Moments
+from batchnorm._moments import Moments, attached
 from batchnorm.backends import composite
 
 Tensor = Any
@@ -64,11 +64,14 @@ def recomputed(
     epsilon: float,
     activation: int,
     frozen: bool,
+    replicas: Any = None,
 ) -> Tensor:
     """y by the composite path, a function of x through its moments too: for second derivatives."""
     used = Moments(given.mean, given.remainder, given.variance, given.count)
     if not frozen:
         measured = composite.moments(ops, x, weights)
+        if replicas is not None:  # the groups that are not live take their moments from `given`
+            measured = attached(ops, used, measured, replicas)
         if given.live is None:
             used = measured
         else:

@@ -12,14 +12,16 @@ import jax.numpy as jnp
 
 from batchnorm import _native
 from batchnorm._moments import Moments
-from batchnorm.backends import composite
+from batchnorm._native.jax_axes import varying_alike
+from batchnorm.backends import composite, jax_replicas
 from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
+from batchnorm.backends.jax_replicas import Replicas
 
 _ops = sys.modules[__name__]
 UNAVAILABLE = _native.load_operators("jax")
 if UNAVAILABLE is None:
+    from batchnorm._native import jax as own_kernels
     from batchnorm._native import jax_sharding as kernels
-    from batchnorm._native.jax import varying_alike
 
 where = jnp.where
 sqrt = jnp.sqrt
@@ -34,6 +36,10 @@ zeros_like = jnp.zeros_like
 reshape = jnp.reshape
 transpose = jnp.transpose
 broadcast_to = jnp.broadcast_to
+concatenate = jnp.concatenate
+replicas = jax_replicas.replicas
+all_gather = jax_replicas.all_gather
+sum_of_zeros = jax_replicas.sum_of_zeros
 stop_gradient = jax.lax.stop_gradient
 
 
@@ -111,21 +117,6 @@ def check(condition: Any, error: type[Exception], message: str, value: jax.Array
     return value
 
 
-def check_one_replica(owner: str) -> None:
-    """Under jit with a sharded batch statistics are global by construction; per axis they are not.
-
-    Raises:
-        RuntimeError: this runs per device or per example, inside shard_map, pmap or vmap.
-    """
-    # JAX 0.10 has no public name for this.
-    axes = sorted(str(axis) for axis in jax._src.core.get_axis_env().axis_sizes)
-    if axes:
-        raise RuntimeError(
-            f"{owner}: synchronized must be False inside shard_map, pmap or a named vmap in this "
-            f"version; got True inside the axes {axes}."
-        )
-
-
 def recomputing() -> bool:
     """False: `jax.checkpoint` recomputes pure functions, whose state is returned once."""
     return False
@@ -157,13 +148,17 @@ def standardize(
     live: bool | jax.Array,
     activation: str | None,
     fused: bool,
+    replicas: Replicas | None = None,
 ) -> jax.Array:
-    """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which."""
+    """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which.
+
+    With `replicas`, the moments came from x on all of them.
+    """
     if not fused:
         return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
     given = vectors(_ops, x, moments, scale, offset, live)
     constants = (weights, given._replace(scale=None, offset=None))
-    static = (epsilon, ACTIVATIONS[activation], live is False)
+    static = (epsilon, ACTIVATIONS[activation], live is False, replicas)
     affine = (given.scale, given.offset)
     return _standardize(static, *varying_alike((x, affine, constants)))
 
@@ -185,7 +180,7 @@ def forward(
         ), measured
     _, g, _, c, _ = x.shape
     affine = tuple(None if v is None else jnp.broadcast_to(v, (g, c)) for v in (scale, offset))
-    static = (epsilon, ACTIVATIONS[activation], False)
+    static = (epsilon, ACTIVATIONS[activation], False, None)
     y, *measured = _forward(static, *varying_alike((x, affine, weights)))
     return y, Moments(*measured)
 
@@ -197,8 +192,8 @@ def affine(
     return composite.affine(_ops, u, scale, offset, activation)
 
 
-# The derivatives. `static` is (epsilon, activation, frozen); `affine` is the pair that has a
-# gradient besides x; weights and moments are constants and get zeros.
+# The derivatives. `static` is (epsilon, activation, frozen, replicas); `affine` is the pair that
+# has a gradient besides x; weights and moments are constants and get zeros.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -240,7 +235,15 @@ def _backward(static: Any, x: Any, dy: Any, affine: Any, constants: Any) -> Any:
     weights, given = constants
     scale, offset = affine
     given = given._replace(scale=scale, offset=offset)
-    dx, sum_dy, sum_dy_xh = kernels.backward(x, dy, weights, given, *static)
+    epsilon, activation, frozen, replicas = static
+    how = (epsilon, activation)
+    if replicas is None or frozen:
+        dx, sum_dy, sum_dy_xh = kernels.backward(x, dy, weights, given, *how, frozen)
+    else:  # each replica has a whole array of its own: nothing to partition
+        sum_dy, sum_dy_xh = own_kernels.backward_sums(x, dy, weights, given, *how)
+        both = jax_replicas.all_reduce(jnp.concatenate((sum_dy, sum_dy_xh), 1), replicas)
+        sums = jnp.split(both, 2, 1)
+        dx = own_kernels.backward_input(x, dy, weights, given, sums, *how)
     return dx, (None if scale is None else sum_dy_xh, None if offset is None else sum_dy)
 
 

@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from batchnorm import _native
 from batchnorm._moments import Moments
-from batchnorm.backends import composite
+from batchnorm.backends import composite, tensorflow_replicas
 from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
+from batchnorm.backends.tensorflow_replicas import Replicas
 
 _ops = sys.modules[__name__]
 UNAVAILABLE = _native.load_operators("tensorflow")
@@ -30,6 +31,10 @@ ones_like = tf.ones_like
 zeros_like = tf.zeros_like
 transpose = tf.transpose
 broadcast_to = tf.broadcast_to
+concatenate = tf.concat
+replicas = tensorflow_replicas.replicas
+all_gather = tensorflow_replicas.all_gather
+sum_of_zeros = tensorflow_replicas.sum_of_zeros
 stop_gradient = tf.stop_gradient
 
 
@@ -134,15 +139,6 @@ def check(condition: Any, error: type[Exception], message: str, value: Any) -> A
     return value
 
 
-def check_one_replica(owner: str) -> None:
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if replicas > 1:
-        raise RuntimeError(
-            f"{owner}: synchronized must be False with more than one replica in this version; "
-            f"got True with {replicas} replicas."
-        )
-
-
 def recomputing() -> bool:
     """Whether `tf.recompute_grad` is calling again, which would update statistics twice.
 
@@ -202,11 +198,17 @@ def standardize(
     live: bool | tf.Tensor,
     activation: str | None,
     fused: bool,
+    replicas: Replicas | None = None,
 ) -> tf.Tensor:
-    """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which."""
+    """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which.
+
+    With `replicas`, the moments came from x on all of them.
+    """
     if not fused:
         return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
     given = vectors(_ops, x, moments, scale, offset, live)
+    if replicas is not None and live is not False:
+        return _standardize_over(replicas, x, weights, given, epsilon, ACTIVATIONS[activation])
     return kernels.standardize(x, weights, given, epsilon, ACTIVATIONS[activation], live is False)
 
 
@@ -268,6 +270,55 @@ def _forward_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]
 def _present(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor | None:
     """The gradient of a vector, unless it was absent and so has another shape."""
     return gradient if vector.shape.rank == 2 else None
+
+
+def _standardize_over(
+    replicas: Replicas,
+    x: tf.Tensor,
+    weights: tf.Tensor | None,
+    given: Vectors,
+    epsilon: float,
+    activation: int,
+) -> tf.Tensor:
+    """`standardize` with the moments of all replicas: its derivative adds two vectors over them."""
+    names = [name for name in ("scale", "offset") if getattr(given, name) is not None]
+    how = (epsilon, activation)
+
+    def named(affine: tuple[tf.Tensor, ...]) -> Vectors:
+        return given._replace(**dict(zip(names, affine, strict=True)))
+
+    @tf.custom_gradient
+    def function(x: tf.Tensor, *affine: tf.Tensor) -> Any:
+        y = kernels.standardize(x, weights, named(affine), *how, False)
+        return y, lambda dy: derivative(x, dy, *affine)
+
+    @tf.custom_gradient
+    def derivative(x: tf.Tensor, dy: tf.Tensor, *affine: tf.Tensor) -> Any:
+        sums = kernels.backward_sums(x, dy, weights, named(affine), *how)
+        both = tensorflow_replicas.all_reduce(tf.concat(sums, 1), replicas)
+        dx = kernels.backward_input(x, dy, weights, named(affine), tf.split(both, 2, 1), *how)
+        slopes = {"scale": sums[1], "offset": sums[0]}
+
+        def second(*upstream: tf.Tensor) -> Any:
+            """Its derivative, by differentiating the composite path twice."""
+            inputs = [x, dy, *affine]
+            with tf.GradientTape() as outer:
+                outer.watch(inputs)
+                with tf.GradientTape() as inner:
+                    inner.watch(inputs)
+                    y = recomputed(_ops, x, weights, named(affine), *how, False, replicas)
+                first = inner.gradient(y, [x, *affine], dy)
+                total = tf.add_n(
+                    [
+                        tf.reduce_sum(tf.cast(u * v, given.mean.dtype))
+                        for u, v in zip(upstream, first, strict=True)
+                    ]
+                )
+            return outer.gradient(total, inputs)
+
+        return [dx, *(slopes[name] for name in names)], second
+
+    return function(x, *(getattr(given, name) for name in names))
 
 
 def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:

@@ -13,8 +13,9 @@ import torch
 
 from batchnorm import _native
 from batchnorm._moments import Moments
-from batchnorm.backends import composite
+from batchnorm.backends import composite, torch_replicas
 from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
+from batchnorm.backends.torch_replicas import Replicas
 
 _ops = sys.modules[__name__]
 UNAVAILABLE = _native.load_operators("torch")
@@ -31,6 +32,10 @@ ones_like = torch.ones_like
 zeros_like = torch.zeros_like
 transpose = torch.permute
 broadcast_to = torch.broadcast_to
+concatenate = torch.cat
+replicas = torch_replicas.replicas
+all_gather = torch_replicas.all_gather
+sum_of_zeros = torch_replicas.sum_of_zeros
 
 
 def is_tensor(value: Any) -> bool:
@@ -121,17 +126,6 @@ def check(condition: Any, error: type[Exception], message: str, value: Any) -> A
     return value
 
 
-def check_one_replica(owner: str) -> None:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        replicas = distributed.get_world_size()
-        if replicas > 1:
-            raise RuntimeError(
-                f"{owner}: synchronized must be False with more than one process in this version; "
-                f"got True with {replicas} processes."
-            )
-
-
 def recomputing() -> bool:
     """Whether a backward pass is running: then `torch.utils.checkpoint` is calling again.
 
@@ -164,19 +158,25 @@ def standardize(
     live: bool | torch.Tensor,
     activation: str | None,
     fused: bool,
+    replicas: Replicas | None = None,
 ) -> torch.Tensor:
-    """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which."""
+    """See `composite.standardize`. `live` tells whose moments came from x: all, none, or which.
+
+    With `replicas`, the moments came from x on all of them.
+    """
     if not fused:
         return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
     given = vectors(_ops, x, moments, scale, offset, live)
-    return _operator("standardize")(
+    operands = (
         x,
         weights,
         *(None if vector is None else vector.contiguous() for vector in given),
         epsilon,
         ACTIVATIONS[activation],
-        live is False,
     )
+    if replicas is not None and live is not False:
+        return _StandardizeOver.apply(replicas, *operands)
+    return _operator("standardize")(*operands, live is False)
 
 
 def forward(
@@ -291,6 +291,61 @@ _RULES = {
 if UNAVAILABLE is None:
     for _name, (_rule, _setup) in _RULES.items():
         torch.library.register_autograd(f"batchnorm::{_name}", _rule, setup_context=_setup)
+
+
+class _StandardizeOver(torch.autograd.Function):
+    """`standardize` with the moments of all replicas: its derivative adds two vectors over them."""
+
+    @staticmethod
+    def forward(ctx: Any, replicas: Replicas, *operands: Any) -> torch.Tensor:
+        *kept, ctx.epsilon, ctx.activation = operands
+        ctx.replicas = replicas
+        ctx.save_for_backward(*kept)
+        return torch.ops.batchnorm.standardize(*operands, False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+        x, weights, *vectors_ = ctx.saved_tensors
+        given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
+        if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
+            dx, d_scale, d_offset = _exact_derivative(ctx.replicas, x, dy, weights, given, how)
+        else:
+            dx, d_scale, d_offset = _derivative_over(ctx.replicas, x, dy, weights, given, how)
+        return None, dx, None, None, None, None, None, d_scale, d_offset, None, None, None
+
+
+def _derivative_over(
+    replicas: Replicas,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    weights: torch.Tensor | None,
+    given: Vectors,
+    how: tuple[float, int],
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    mean, remainder, variance, count, scale, offset, live = given
+    where = (x, dy, weights, mean, remainder, variance)
+    sum_dy, sum_dy_xh = torch.ops.batchnorm.backward_sums(*where, scale, offset, *how)
+    both = torch_replicas.all_reduce(torch.cat((sum_dy, sum_dy_xh), 1), replicas)
+    sums = (half.contiguous() for half in both.chunk(2, 1))
+    dx = torch.ops.batchnorm.backward_input(*where, count, scale, offset, live, *sums, *how)
+    return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
+
+
+def _exact_derivative(
+    replicas: Replicas,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    weights: torch.Tensor | None,
+    given: Vectors,
+    how: tuple[float, int],
+) -> tuple[torch.Tensor | None, ...]:
+    """The same with all its derivatives, through the composite path."""
+    y = recomputed(_ops, x, weights, given, *how, False, replicas)
+    wanted = {0: x, 1: given.scale, 2: given.offset}
+    wanted = {i: one for i, one in wanted.items() if one is not None and one.requires_grad}
+    found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
+    gradients = dict(zip(wanted, found, strict=True))
+    return gradients.get(0), gradients.get(1), gradients.get(2)
 
 
 def _operator(name: str) -> Any:

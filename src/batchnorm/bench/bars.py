@@ -181,6 +181,12 @@ BARS = (
     _model("torch", 1.2),
     _model("tensorflow", 1.2),
     _model("jax", 1.0),
+    Bar(
+        "synchronized over one replica, over our plain",
+        lambda row: row.question == "synchronized" and _within(row, 25, 26),
+        1.1,
+        at_most=True,
+    ),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 import batchnorm
 from batchnorm.backends import jax as backend
@@ -62,6 +63,18 @@ def forward(function: Function, given: Given) -> Callable[[], Any]:
     x, _, gamma, beta, state, extra, _ = given
     compiled = jax.jit(function)
     return lambda: jax.block_until_ready(compiled(x, gamma, beta, state, extra))
+
+
+def one_replica(given: Given) -> Function:
+    """Ours, synchronized over the only device of an axis."""
+    synchronized = ours.plain(given, synchronized="batch")
+    parts, whole = PartitionSpec("batch"), PartitionSpec()
+    return jax.shard_map(
+        synchronized,
+        mesh=Mesh(np.array(jax.devices()[:1]), ("batch",)),
+        in_specs=(parts, whole, whole, whole, whole),
+        out_specs=(parts, whole),
+    )
 
 
 def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:

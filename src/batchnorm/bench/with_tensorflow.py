@@ -61,6 +61,11 @@ def forward(function: Function, given: Given) -> Callable[[], Any]:
     return lambda: compiled(x, gamma, beta, state, extra)
 
 
+def one_replica(given: Given) -> Function:
+    """Ours, synchronized where there is no strategy."""
+    return ours.plain(given, synchronized=True)
+
+
 def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:
     """TensorFlow's fused op, FusedBatchNormV3, with the moving averages beside it."""
     return {"TF fused": _fused(given, training)}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch._dynamo
+import torch.distributed as dist
 import torch.nn.functional as F
 
 import batchnorm
@@ -66,6 +67,13 @@ def forward(function: Function, given: Given) -> Callable[[], Any]:
             return function(x, gamma, beta, state, extra)
 
     return call
+
+
+def one_replica(given: Given) -> Function:
+    """Ours, synchronized over a process group of one process."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return ours.plain(given, synchronized=True)
 
 
 def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:

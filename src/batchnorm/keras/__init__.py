@@ -2,5 +2,11 @@
 
 from batchnorm.keras.base import BatchNormalizationBase
 from batchnorm.keras.batch_normalization import BatchNormalization, SyncBatchNormalization
+from batchnorm.keras.synchronized import set_synchronized
 
-__all__ = ["BatchNormalization", "BatchNormalizationBase", "SyncBatchNormalization"]
+__all__ = [
+    "BatchNormalization",
+    "BatchNormalizationBase",
+    "SyncBatchNormalization",
+    "set_synchronized",
+]

@@ -70,7 +70,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
             never takes one.
         virtual_batch_size: the size of ghost batches.
         adjustment: a function of the shape that returns (scale, bias). It is not saved.
-        synchronized: take statistics over all replicas.
+        synchronized: take statistics over all replicas: True, or what names them on torch and JAX.
         unbiased_moving_variance: remember variance * N / (N - 1).
         pooled_moving_variance: with ghost batches, remember the variance of the whole batch.
         statistics: what normalizes: "auto", "batch" or "moving".
@@ -108,7 +108,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         adjustment: Callable[[Any], tuple[Any, Any]] | None = None,
         name: str | None = None,
         *,
-        synchronized: bool | str = False,
+        synchronized: Any = False,
         unbiased_moving_variance: bool = False,
         pooled_moving_variance: bool = False,
         statistics: str = "auto",
@@ -227,14 +227,25 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     def _add_variable(
         self, name: str, shape: tuple[int, ...], initializer: Any, dtype: str
     ) -> keras.Variable:
-        return self.add_weight(
-            shape=shape,
-            name=name,
-            dtype=dtype,
-            initializer=initializer,
-            trainable=False,
-            autocast=False,
-        )
+        """A statistic or counter, which every replica of tf.distribute has for itself.
+
+        Outside of the replicas a statistic is the mean over them, as in the originals; a counter is
+        the first replica's. Nothing is exchanged when it is written.
+        """
+        # not add_weight, which has no `synchronization` (Keras 3.15)
+        with keras.name_scope(self.name, caller=self):
+            variable = keras.Variable(
+                keras.initializers.get(initializer),
+                shape=shape,
+                dtype=dtype,
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica" if dtype == "int32" else "mean",
+                synchronization="on_read",
+                name=name,
+            )
+        self._track_variable(variable)
+        return variable
 
     def _statistics_dtype(self) -> str:
         return "float64" if self.variable_dtype == "float64" else "float32"
@@ -404,6 +415,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
+    if hasattr(value, "group_name"):  # a torch process group
+        return value.group_name
     if callable(value) and not keras.ops.is_tensor(value):
         return keras.saving.serialize_keras_object(value)
     return keras.ops.convert_to_numpy(value).tolist()

@@ -67,5 +67,14 @@ class SyncBatchNormalization(BatchNormalization):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        del config["synchronized"]
+        if self.synchronized is True:  # else somebody set it since: batchnorm.set_synchronized
+            del config["synchronized"]
         return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SyncBatchNormalization:
+        config = dict(config)
+        synchronized = config.pop("synchronized", True)
+        layer = super().from_config(config)
+        layer.synchronized = synchronized
+        return layer

@@ -1,0 +1,29 @@
+"""Over which axes of `shard_map` arrays of JAX vary, and how they come to vary over more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def varying(x: Any) -> frozenset[str]:
+    """The axes of shard_map over which x varies; none outside of it, or with check_vma=False."""
+    kind = jax.typeof(x)
+    kind = getattr(kind, "manual_axis_type", kind)  # since JAX 0.10
+    return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+
+
+def vary(x: Any, axes: frozenset[str]) -> Any:
+    """x as it varies over these axes too."""
+    missing = tuple(sorted(axes - varying(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def varying_alike(operands: Any) -> Any:
+    """Operands that all vary over the same axes of shard_map: calls and derivatives need that.
+
+    Then a parameter that was the same on all devices gets the sum of their gradients.
+    """
+    axes = frozenset().union(*map(varying, jax.tree.leaves(operands)))
+    return jax.tree.map(lambda one: vary(one, axes), operands) if axes else operands

@@ -1,0 +1,159 @@
+"""PyTorch over several processes: `torch.distributed` with any process group.
+
+Everything here is a collective: every process of the group calls it, in the same order. The
+derivative of `standardize` calls one too, so every process that ran the layer must run backward
+through it, as with `torch.nn.SyncBatchNorm`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+# So many collectives after one of a new shape, the processes compare shapes before each. By what
+# they did so far, all know alike when to compare, whatever they are about to do.
+COMPARED = 64
+
+
+class Replicas(NamedTuple):
+    """The processes to take statistics over; `owner` speaks in error messages."""
+
+    group: Any
+    owner: str
+
+
+def replicas(synchronized: Any, owner: str) -> Replicas | None:
+    """The processes that `synchronized` names; None where that is this one alone.
+
+    Args:
+        synchronized: True for the default group (this process alone where there is none), a
+            process group, or the name of one.
+
+    Raises:
+        RuntimeError: a group is named and there is none of that name.
+        TypeError: it is something else.
+    """
+    there = dist.is_available() and dist.is_initialized()
+    if synchronized is True and not there:
+        return None
+    if isinstance(synchronized, str):
+        synchronized = _named(synchronized, there, owner)
+    elif synchronized is True:
+        synchronized = dist.group.WORLD
+    elif not isinstance(synchronized, dist.ProcessGroup):
+        raise TypeError(
+            f"{owner}: synchronized must be True, False, a torch process group or the name of one; "
+            f"got {synchronized!r}."
+        )
+    return Replicas(synchronized, owner) if dist.get_world_size(synchronized) > 1 else None
+
+
+def _named(name: str, there: bool, owner: str) -> Any:
+    if not there:
+        raise RuntimeError(
+            f"{owner}: synchronized must be True or False without torch.distributed; got {name!r}. "
+            "Call torch.distributed.init_process_group first."
+        )
+    try:
+        return dist.distributed_c10d._resolve_process_group(name)
+    except RuntimeError:
+        raise RuntimeError(
+            f"{owner}: synchronized must name a process group that this process belongs to; got "
+            f"{name!r}. Its name is the attribute group_name."
+        ) from None
+
+
+def all_gather(x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
+    """x of every process, `[processes, *x.shape]`, in the order of their ranks; no derivative.
+
+    Raises:
+        ValueError: x has another shape or type on another process.
+    """
+    if not torch.compiler.is_compiling():
+        _compare(x, replicas)
+    return _gathered(x.detach().reshape(-1), replicas).reshape(-1, *x.shape)
+
+
+def _gathered(x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
+    """The vectors x of all processes, one after the other."""
+    # torch 2.13 deprecates the name that older versions have
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gathered = x.new_empty(dist.get_world_size(replicas.group) * x.numel())
+    gather(gathered, x, group=replicas.group)
+    return gathered
+
+
+def all_reduce(x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
+    """The sum of x over the processes, and of its derivatives."""
+    return _Sum.apply(x, replicas)
+
+
+def sum_of_zeros(x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
+    """The sum over the processes of an x that is 0 on each: x, with the derivative of the sum."""
+    return _SumOfZeros.apply(x, replicas)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
+        ctx.replicas = replicas
+        total = x.contiguous().clone()
+        dist.all_reduce(total, group=replicas.group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        return _Sum.apply(dy, ctx.replicas), None
+
+
+class _SumOfZeros(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
+        ctx.replicas = replicas
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        return _Sum.apply(dy, ctx.replicas), None
+
+
+# Backends do not compare sizes: gloo aborts the process or returns another process's memory
+# (torch 2.13), NCCL waits for its timeout.
+
+_left: Counter[str] = Counter()  # comparisons to come, by group
+_seen: set[tuple[Any, ...]] = set()
+
+
+def _compare(x: torch.Tensor, replicas: Replicas) -> None:
+    """Refuses, on every process, an x that is not the same everywhere but in value."""
+    name = replicas.group.group_name
+    known = (name, x.shape, x.dtype) in _seen
+    if known and not _left[name]:
+        return
+    if not any(one[0] == name for one in _seen) or _left[name]:
+        groups, columns = x.shape
+        own = [groups, (columns - 1) // 3, x.element_size()]
+        everyone = _gathered(torch.tensor(own, device=x.device), replicas)
+        _refuse_others(own, everyone.reshape(-1, len(own)).tolist(), replicas.owner)
+        _left[name] -= 1
+    if not known:
+        _seen.add((name, x.shape, x.dtype))
+        _left[name] = COMPARED
+
+
+def _refuse_others(own: list[int], everyone: list[list[int]], owner: str) -> None:
+    rules = (
+        ("ghost batches", "Give every replica a multiple of virtual_batch_size as large."),
+        ("channels", "Check the model and the data of each."),
+        ("bytes in a statistic", "Give all of them inputs of one type."),
+    )
+    for i, (what, remedy) in reversed(list(enumerate(rules))):
+        got = [one[i] for one in everyone]
+        if len(set(got)) > 1:
+            raise ValueError(
+                f"{owner}: the input must have as many {what} on all replicas; got {own[i]} here "
+                f"and {got} by rank. {remedy}"
+            )

@@ -1,0 +1,152 @@
+"""One batch over devices of JAX: shard_map, pmap and vmap."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchnorm
+import replicated
+
+both_paths = pytest.mark.parametrize("fused", [False, None], ids=["composite", "fused"])
+each_mode = pytest.mark.parametrize("name", replicated.NAMES)
+
+
+@pytest.fixture(scope="module", params=(2, 4))
+def devices(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
+    """How many devices, and what they found."""
+    folder = tmp_path_factory.mktemp(f"jax{request.param}")
+    (found,) = replicated.launch("jax_replicas", request.param, folder, processes=1)
+    return request.param, found
+
+
+@both_paths
+@each_mode
+def test_devices_in_shard_map_equal_one_with_all_the_rows(
+    devices: tuple[int, dict[str, Any]], name: str, fused: bool | None
+) -> None:
+    count, found = devices
+    replicated.check(replicated.case(name, count), found["modes"][name, fused][0])
+
+
+@both_paths
+@each_mode
+def test_a_layer_sends_one_message_forward_and_one_backward_as_documented(
+    devices: tuple[int, dict[str, Any]], name: str, fused: bool | None
+) -> None:
+    count, found = devices
+    case = replicated.case(name, count)
+    kind = f"f{8 * replicated.width(case)}"
+    names = zip(("all_gather", "psum"), (count, 1), strict=True)  # gathering gives all rows
+    wanted = [
+        (function, kind, rows * size)
+        for (function, rows), size in zip(names, replicated.messages_of(case), strict=False)
+    ]
+    assert found["modes"][name, fused][1] == wanted
+
+
+@pytest.mark.parametrize("how", ["unchecked", "pmap", "vmap"])
+@both_paths
+@pytest.mark.parametrize("name", ["mean 1e4", "renorm and mask"])
+def test_other_maps_do_the_same(
+    devices: tuple[int, dict[str, Any]], name: str, fused: bool | None, how: str
+) -> None:
+    count, found = devices
+    replicated.check(replicated.case(name, count), found["maps"][name, fused, how])
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    """What each of two processes of `jax.distributed` found."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        port = one.getsockname()[1]
+    return replicated.launch("jax_processes", 2, tmp_path_factory.mktemp("jax"), port)
+
+
+@both_paths
+@pytest.mark.parametrize("name", ["mean 1e4", "renorm and mask"])
+def test_processes_equal_one_with_all_the_rows(
+    processes: list[dict[Any, Any]], name: str, fused: bool | None
+) -> None:
+    replicated.check(replicated.case(name, 2), [one[name, fused] for one in processes])
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_under_jit_a_sharded_batch_is_one_batch_whatever_synchronized_says(
+    devices: tuple[int, dict[str, Any]], synchronized: bool
+) -> None:
+    count, found = devices
+    one = replicated.case("mean 1e4", count, replicated.EQUAL)
+    replicated.check(one, [found["jit"][synchronized]])
+
+
+def test_under_jit_ghost_batches_make_statistics_of_the_size_of_a_device(
+    devices: tuple[int, dict[str, Any]],
+) -> None:
+    """As many groups as devices; each takes every so many-th row, not those of one device."""
+    count, found = devices
+    one = replicated.case("mean 1e4", count, replicated.EQUAL)
+    options = {**one.options, "virtual_batch_size": 8 // count}
+    together = dataclasses.replace(one, rows=(8,), options=options)
+    replicated.check(together, [found["jit"]["ghost"]])
+
+
+@both_paths
+def test_second_derivatives_are_those_of_one_device(fused: bool | None) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(3, 1, (2, 4, 3))) for _ in range(2))
+    parameters, state = batchnorm.init(x[0])
+
+    def penalty(x: Any, dy: Any, fused: bool | None, synchronized: Any) -> Any:
+        options = {"training": True, "fused": fused, "synchronized": synchronized}
+
+        def loss(x: Any) -> Any:
+            y, _ = batchnorm.batch_norm(x, parameters, state, **options)
+            return (y**2 * dy).sum()
+
+        return jax.grad(lambda x: (jax.grad(loss)(x) ** 2).sum())(x)
+
+    each = jax.vmap(lambda x, dy: penalty(x, dy, fused, "batch"), axis_name="batch")
+    got = each(x, dy).reshape(8, 3)
+    wanted = penalty(x.reshape(8, 3), dy.reshape(8, 3), False, False)
+    np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-4 * float(abs(wanted).max()))
+
+
+def step(x: Any, synchronized: Any) -> Any:
+    parameters, state = batchnorm.init(x)
+    return batchnorm.batch_norm(x, parameters, state, training=True, synchronized=synchronized)[0]
+
+
+def refused(error: type[Exception], function: Any, x: Any) -> str:
+    with pytest.raises(error) as caught:
+        function(x)
+    return str(caught.value)
+
+
+def test_true_inside_a_named_axis_asks_for_its_name() -> None:
+    mapped = jax.vmap(lambda x: step(x, True), axis_name="batch")
+    assert refused(RuntimeError, mapped, jnp.ones((2, 4, 3))) == (
+        "batch_norm: synchronized must name an axis inside shard_map, pmap or a named vmap; got "
+        "True inside the axes ['batch']. Write synchronized='batch'."
+    )
+
+
+def test_a_name_of_no_axis_is_refused() -> None:
+    assert refused(RuntimeError, lambda x: step(x, "batch"), jnp.ones((4, 3))) == (
+        "batch_norm: synchronized must name an axis of the shard_map, pmap or vmap around it; got "
+        "'batch' inside the axes []. Under jax.jit with a sharded batch statistics are global as "
+        "it is: write synchronized=True."
+    )
+
+
+def test_something_else_is_refused() -> None:
+    assert refused(TypeError, lambda x: step(x, ("a", "b")), jnp.ones((4, 3))) == (
+        "batch_norm: synchronized must be True, False or the name of a mapped axis; got ('a', 'b')."
+    )

@@ -1,0 +1,302 @@
+"""One batch over several replicas: cases in every mode, and what one process makes of all the rows.
+
+Engines run `run(case, engine, rank, ...)` on each replica; tests hold the parts that come back to
+`reference.batch_norm` of the whole batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import batchnorm
+import engines
+import reference
+from strategies import random_state
+
+TESTS = Path(__file__).parent
+PACKAGE = Path(batchnorm.__file__).parent
+
+ROWS = {1: (9,), 2: (6, 3), 4: (5, 3, 0, 1)}  # nine, by the number of replicas
+GHOST = {1: (8,), 2: (4, 4), 4: (4, 4, 4, 4)}  # the number of ghost batches must agree
+EQUAL = {1: (8,), 2: (4, 4), 4: (2, 2, 2, 2)}
+
+
+def vectors(shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """An adjustment with a value for each channel of the last axis."""
+    return np.linspace(0.8, 1.2, shape[-1]), np.linspace(-0.2, 0.3, shape[-1])
+
+
+# name: (sizes behind the batch, options, what else there is)
+MODES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
+    "plain": ((3,), {}, {}),
+    "channels last": ((5, 4, 3), {}, {}),
+    "channels first": ((3, 5, 4), {"axis": 1}, {}),
+    "two axes": ((3, 5, 4), {"axis": [1, 3]}, {}),
+    "mean 1e4": ((6, 3), {}, {"offset": 1e4}),
+    "mask": ((6, 3), {}, {"mask": True}),
+    "mask with NaN under it": ((6, 3), {}, {"mask": True, "nan": True}),
+    "weights": ((6, 3), {}, {"weights": True}),
+    "mask, weights and axis 1": ((3, 6), {"axis": 1}, {"mask": True, "weights": True}),
+    "renorm": (
+        (6, 3),
+        {"renorm": True, "renorm_clipping": {"rmax": 1.5, "rmin": 0.7, "dmax": 0.5}},
+        {},
+    ),
+    "renorm and mask": ((6, 3), {"renorm": True}, {"mask": True}),
+    "ghost": ((6, 3), {"virtual_batch_size": 2}, {}),
+    "ghost, renorm and weights": (
+        (6, 3),
+        {"virtual_batch_size": 2, "renorm": True},
+        {"weights": True},
+    ),
+    "adjustment": ((6, 3), {"adjustment": vectors}, {}),
+    "unbiased": ((6, 3), {"unbiased_moving_variance": True}, {}),
+    "zero debias": ((6, 3), {"zero_debias": "both"}, {}),
+    "float64": ((6, 3), {}, {"dtype": "float64"}),
+    "float16": ((6, 3), {}, {"dtype": "float16"}),
+    "bfloat16": ((6, 3), {}, {"dtype": "bfloat16"}),
+    "batch without update": ((6, 3), {"update_statistics": False}, {}),
+    "update without batch": ((6, 3), {"statistics": "moving"}, {}),
+    "inference": ((6, 3), {"training": False}, {}),
+    "everything masked": ((6, 3), {}, {"mask": False}),
+    "NaN on one replica": ((6, 3), {}, {"nan": True}),
+}
+NAMES = tuple(MODES)
+TOLERANCE = {"float64": 1e-12, "float16": 4e-3, "bfloat16": 3e-2}
+
+
+@dataclass
+class Case:
+    """A batch and how it lies on the replicas; `options` are those of each replica."""
+
+    name: str
+    rows: tuple[int, ...]
+    options: dict[str, Any]
+    x: np.ndarray
+    dy: np.ndarray
+    parameters: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]
+    given: dict[str, np.ndarray] = field(default_factory=dict)
+    dtype: str = "float32"
+
+    def part(self, array: np.ndarray, rank: int) -> np.ndarray:
+        start = sum(self.rows[:rank])
+        return array[start : start + self.rows[rank]]
+
+
+def case(name: str, replicas: int, rows: Mapping[int, tuple[int, ...]] | None = None) -> Case:
+    """A case of MODES, the same numbers wherever it is called."""
+    tail, options, more = MODES[name]
+    rng = np.random.default_rng(NAMES.index(name))
+    chosen = (rows or (GHOST if "ghost" in name else ROWS))[replicas]
+    shape = (sum(chosen), *tail)
+    dtype = more.get("dtype", "float32")
+    wide = "float64" if dtype == "float64" else "float32"
+    x = rng.normal(more.get("offset", 3.0), 1.0, shape).astype(wide)
+    axis = options.get("axis", -1)
+    vector = reference.Layout(shape, axis).vector_shape
+    given: dict[str, np.ndarray] = {}
+    if "mask" in more:
+        given["mask"] = (rng.random(shape[:1]) < 0.6) & more["mask"]
+    if "weights" in more:
+        given["batch_weights"] = rng.uniform(0.2, 2, shape[:1]).astype("float32")
+    if "nan" in more:
+        x[-1, ..., 0] = np.nan
+        if "mask" in given:
+            given["mask"][-1] = False
+    state = random_state(rng, vector, options)
+    state = {k: v.astype(wide) if v.dtype == np.float32 else v for k, v in state.items()}
+    return Case(
+        name,
+        chosen,
+        {"training": True, **options},
+        x,
+        rng.normal(size=shape).astype(wide),
+        {key: rng.uniform(0.5, 2, vector).astype(wide) for key in ("gamma", "beta")},
+        state,
+        given,
+        dtype,
+    )
+
+
+def expected(one: Case) -> reference.Result:
+    """What one process makes of the whole batch, in float64.
+
+    Group j of all replicas is one ghost batch (semantics of the originals): the same strided
+    groups of the whole batch, larger.
+    """
+    options = dict(one.options)
+    if size := options.get("virtual_batch_size"):
+        options["virtual_batch_size"] = size * sum(one.rows) // one.rows[0]
+
+    def wide(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {k: v.astype("float64") if v.dtype.kind == "f" else v for k, v in arrays.items()}
+
+    x = rounded(one.x, one.dtype)
+    dy = rounded(one.dy, one.dtype)
+    return reference.batch_norm(
+        x, wide(one.parameters), wide(one.state), dy=dy, **options, **one.given
+    )
+
+
+def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """As the type holds it."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16).astype("float64")
+    return array.astype(dtype).astype("float64")
+
+
+def run(
+    one: Case,
+    engine: engines.Engine,
+    rank: int,
+    *,
+    mode: str = "eager",
+    fused: bool | None = None,
+    synchronized: Any = True,
+) -> dict[str, Any]:
+    """What a replica makes of its part: see `engines.stepper`."""
+    options = {**one.options, "fused": fused, "synchronized": synchronized}
+    if "adjustment" in options:
+        options["adjustment"] = lambda shape: tuple(
+            engine.tensor(each.astype(one.x.dtype)) for each in vectors(one.x.shape)
+        )
+    training = options.pop("training")
+    with engine.precision(one.dtype):
+        step = engines.stepper(engine, mode, training=training, **options)
+        return step(
+            one.part(one.x, rank),
+            one.parameters,
+            one.state,
+            dy=one.part(one.dy, rank),
+            dtype=one.dtype,
+            **{name: one.part(array, rank) for name, array in one.given.items()},
+        )
+
+
+def check(one: Case, parts: Sequence[dict[str, Any]], tolerance: float | None = None) -> None:
+    """Values, gradients and state of all replicas are those of one process."""
+    want = expected(one)
+    assert want.dx is not None
+    assert want.gradients is not None
+    tolerance = tolerance or TOLERANCE.get(one.dtype, 1e-6)
+
+    def close(got: Any, want: np.ndarray, what: str, tolerance: float = tolerance) -> None:
+        scale = max(1.0, float(np.nanmax(np.abs(want), initial=0)))
+        np.testing.assert_allclose(
+            got, want, rtol=0, atol=tolerance * scale, err_msg=f"{one.name}: {what}"
+        )
+
+    for what, array in (("y", want.y), ("dx", want.dx)):
+        close(np.concatenate([part[what] for part in parts]), array, what)
+    for name, array in want.gradients.items():
+        close(sum(part[name] for part in parts), array, f"d {name}", 3 * tolerance)
+    for name, array in want.state.items():
+        for part in parts:
+            close(part["state"][name], array, name, min(tolerance, 1e-6))
+    for part, name in itertools.product(parts, want.state):
+        mine, first = part["state"][name], parts[0]["state"][name]
+        assert np.array_equal(mine, first, equal_nan=True), f"{one.name}: {name} differs"
+
+
+def groups_of(one: Case) -> int:
+    """How many rows its moments have."""
+    size = one.options.get("virtual_batch_size")
+    return one.rows[0] // size if size else 1
+
+
+def messages_of(one: Case) -> list[int]:
+    """How many numbers a replica sends for a case: docs/distributed.md."""
+    channels, groups = one.parameters["gamma"].size, groups_of(one)
+    rows = one.options.get("axis", -1) == [1, 3] and one.x.shape[1]  # a group for each of axis 1
+    groups, channels = (rows, channels // rows) if rows else (groups, channels)
+    forward, backward = groups * (3 * channels + 1), groups * 2 * channels
+    sent = {"inference": [], "update without batch": [forward]}
+    return sent.get(one.name, [forward, backward])
+
+
+def width(one: Case) -> int:
+    """Bytes of a number that is sent."""
+    return 8 if one.dtype == "float64" else 4
+
+
+def launch(
+    worker: str,
+    replicas: int,
+    folder: Path,
+    *arguments: Any,
+    processes: int | None = None,
+) -> list[Any]:
+    """Runs `tests/workers/<worker>.py` as so many processes; what each of them pickled.
+
+    Fails with what was printed where one fails, and ends the others.
+    """
+    started = start(worker, replicas, folder, *arguments, processes=processes)
+    outputs = finish(started, timeout=240)
+    failed = [text for process, text in zip(started, outputs, strict=True) if process.returncode]
+    assert not failed, "\n".join(failed)
+    return [pickle.loads((folder / f"{i}.pickle").read_bytes()) for i in range(len(started))]
+
+
+def start(
+    worker: str,
+    replicas: int,
+    folder: Path,
+    *arguments: Any,
+    processes: int | None = None,
+    **environment: str,
+) -> list[subprocess.Popen[str]]:
+    """The processes, each with its rank, the number of replicas, and a folder as arguments.
+
+    One for each replica, where `processes` does not say otherwise.
+    """
+    kept = {
+        **os.environ,
+        "PYTHONPATH": f"{PACKAGE.parent}{os.pathsep}{TESTS}",
+        "OMP_NUM_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "GLOO_SOCKET_IFNAME": "lo",
+        **environment,
+    }
+    script = str(TESTS / "workers" / f"{worker}.py")
+    return [
+        subprocess.Popen(
+            [sys.executable, script, *map(str, (rank, replicas, folder, *arguments))],
+            env=kept,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(replicas if processes is None else processes)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]], timeout: float) -> list[str]:
+    """What each printed, once all have ended; after `timeout` seconds they are ended."""
+    outputs: list[str] = []
+    try:
+        outputs.extend(process.communicate(timeout=timeout)[0] for process in processes)
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"no end after {timeout} seconds: {error.output}") from error
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return outputs
+
+
+def keep(folder: Path, rank: int, result: Any) -> None:
+    """What `launch` returns of a replica."""
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(result))
