@@ -187,8 +187,14 @@ def normalize(
     training: bool | Tensor = False,
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
+    update_from: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, State]:
-    """`batch_norm` with options that were checked before: what layers call."""
+    """`batch_norm` with options that were checked before: what layers call.
+
+    Args:
+        update_from: the state that the new state starts from, where that is not what normalizes. A
+            TensorFlow 1 graph reads it later, after the updates of earlier calls (D32).
+    """
     ops = backend_of(x)
     dtype = _statistics_dtype(ops, x, options.owner)
     training = resolve_training(ops, training, options.owner)
@@ -246,6 +252,8 @@ def normalize(
 
     if update is False:
         return y, dict(state)
+    if update_from is not None:
+        old = {name: _row(ops, view, update_from[name], dtype) for name in update_from}
     new = remember(ops, options, old, _constant(ops, measured), update, view.groups is not None)
     return y, {
         name: ops.cast(ops.reshape(new[name], ops.shape(state[name])), ops.dtype(state[name]))
@@ -377,9 +385,15 @@ def _used(ops: Any, live: bool | Tensor, measured: Moments | None, state: State)
         return measured
     if measured is None:
         return Moments(state["moving_mean"], None, state["moving_variance"], None)
+    # Moving means have no remainder: one that is below the rounding of (x - mean) / stddev is left
+    # out, so that statistics that have converged give one output whatever `training` is.
+    remainder: Tensor = measured.remainder
+    rounding = 2.0 ** (-52 if ops.dtype(remainder) == "float64" else -23)
+    tiny = remainder * remainder <= rounding**2 * measured.variance
+    remainder = remainder - ops.stop_gradient(ops.where(tiny, remainder, ops.zeros_like(remainder)))
     return Moments(
         ops.where(live, measured.mean, state["moving_mean"]),
-        ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
+        ops.where(live, remainder, ops.zeros_like(remainder)),
         ops.where(live, measured.variance, state["moving_variance"]),
         measured.count,
     )
