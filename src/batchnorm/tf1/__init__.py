@@ -4,6 +4,8 @@
     tf.contrib.layers.batch_norm                      batchnorm.tf1.contrib.layers.batch_norm
     tf.compat.v1.keras.layers.BatchNormalization      batchnorm.tf1.keras.layers.BatchNormalization
 
+`restore` reads checkpoints, those of TensorFlow 1.x renorm layers too.
+
 `batchnorm.tf1.keras` is imported at its first use: only it needs Keras.
 """
 
@@ -13,8 +15,9 @@ import importlib
 from typing import Any
 
 from batchnorm.tf1 import contrib, layers
+from batchnorm.tf1._checkpoints import restore
 
-__all__ = ["contrib", "keras", "layers"]
+__all__ = ["contrib", "keras", "layers", "restore"]
 
 
 def __getattr__(name: str) -> Any:

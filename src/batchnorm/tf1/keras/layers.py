@@ -31,9 +31,7 @@ class BatchNormalization(BatchNormalizationBase):
         RuntimeError: Keras computes with another framework than TensorFlow.
     """
 
-    def __init__(
-        self, *args: Any, unbiased_moving_variance: Any = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, unbiased_moving_variance: Any = None, **kwargs: Any) -> None:
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
                 "batchnorm.tf1.keras: KERAS_BACKEND must be tensorflow; got "
