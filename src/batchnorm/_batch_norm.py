@@ -221,7 +221,7 @@ def normalize(
         measured = ops.moments(values, weights, fused)
     trains: bool | Tensor = True
     if live is None:
-        live = (measured.count != 0) & batch
+        live = ~ops.equal(measured.count, 0) & batch
         trains = live if batch is True else live | ~batch
 
     correction: Affine = (None, None)
@@ -246,7 +246,7 @@ def normalize(
         spread = [_training(ops, view.spread(ops, v), trains) for v in (gamma, beta)]
         y = ops.affine(y, *compose(adjusted.pair, (spread[0], spread[1])), options.activation)
         if weights is not None:
-            excluded = view.undo(ops, (weights == 0) & ~ops.isfinite(values))
+            excluded = view.undo(ops, ops.equal(weights, 0) & ~ops.isfinite(values))
             y = ops.where(excluded, ops.stop_gradient(y), y)
     y = ops.cast(y, ops.dtype(x))
 
@@ -305,7 +305,7 @@ def _view(
         f"{options.owner}: virtual_batch_size must divide the batch in training; got {size} for a "
         f"batch of {samples if known else 'another size'}. Drop or pad the last batch."
     )
-    divides = samples % size == 0
+    divides = samples % size == 0 if known else ops.equal(samples % size, 0)
     if ops.is_tensor(batch):
         # Only known at run time whether to group, and inference takes any batch: as one group.
         if known and divides:

@@ -47,7 +47,7 @@ def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
     mean, remainder, variance, count = moments
     count = ops.broadcast_to(count, (ops.shape(mean)[0], 1))  # one row serves equal groups
     total = ops.sum(count, 0)  # [1, 1]
-    share = count / ops.where(total == 0, ops.ones_like(total), total)
+    share = count / ops.where(ops.equal(total, 0), ops.ones_like(total), total)
     # relative to a rounded mean, so that a large common offset cancels before anything is squared
     origin = ops.sum(share * mean, 0)
     shift = mean - origin
