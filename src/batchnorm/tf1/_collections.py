@@ -18,8 +18,12 @@ def names(given: Any) -> list[str]:
 
 
 def of_variables(given: Any, name: str) -> list[str]:
-    """Where a variable of this name goes: those given for it, the global and the model's."""
+    """Where a variable of this name goes: those given for it, the global and the model's.
+
+    Those given are not for the state of renorm and zero-debias.
+    """
     wanted = names(given.get(name) if isinstance(given, dict) else given)
+    wanted = wanted if name in ("beta", "gamma", "moving_mean", "moving_variance") else []
     own = [v1.GraphKeys.GLOBAL_VARIABLES, v1.GraphKeys.MODEL_VARIABLES]
     return list(dict.fromkeys([*wanted, *own]))
 
