@@ -261,12 +261,12 @@ def normalize(
     }
 
 
-def resolve_training(ops: Any, training: Any, owner: str) -> bool | Tensor:
-    """True, False, or a boolean scalar tensor that is not known yet."""
+def resolve_training(ops: Any, training: Any, owner: str, name: str = "training") -> bool | Tensor:
+    """True, False, or a boolean scalar tensor that is not known yet; `name` is the argument's."""
 
     def refusal(error: type[Exception]) -> Exception:
         return error(
-            f"{owner}: training must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
+            f"{owner}: {name} must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
         )
 
     if training is None:

@@ -201,7 +201,10 @@ def assert_equal_to_the_original(function, original, case):
         for side in (ours, theirs)
     ]
     assert described[0] == described[1]
+    debiased = case["options"].get("zero_debias_moving_mean")
     for name in COLLECTIONS:
+        if name == "model_variables" and debiased:
+            continue  # whether its variables are there depended on the path (D28)
         mine, other = ours.collections[name], theirs.collections[name]
         assert len(mine) == len(other), name
         if name not in ("update_ops", "mine", "kept"):

@@ -103,7 +103,7 @@ def batch_norm(
     )  # fmt: skip
     with v1.variable_scope(scope, "BatchNorm", [inputs], reuse=reuse) as opened:
         owner = f"batch_norm {opened.name!r}"
-        training = resolve_training(backend, is_training, owner)
+        training = resolve_training(backend, is_training, owner, "is_training")
         updating = trainable and training is not False
         dtype = _variables.parameter_dtype(inputs.dtype)
         options = checked(
