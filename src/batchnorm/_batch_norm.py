@@ -191,8 +191,14 @@ def normalize(
     training: bool | Tensor = False,
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
+    update_from: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, State]:
-    """`batch_norm` with options that were checked before: what layers call."""
+    """`batch_norm` with options that were checked before: what layers call.
+
+    Args:
+        update_from: the state that the new state starts from, where that is not what normalizes. A
+            TensorFlow 1 graph reads it later, after the updates of earlier calls (D32).
+    """
     ops = backend_of(x)
     dtype = _statistics_dtype(ops, x, options.owner)
     training = resolve_training(ops, training, options.owner)
@@ -224,7 +230,7 @@ def normalize(
             used = measured if fused else attached(ops, measured, used, replicas)
     trains: bool | Tensor = True
     if live is None:
-        live = (measured.count != 0) & batch
+        live = ~ops.equal(measured.count, 0) & batch
         trains = live if batch is True else live | ~batch
 
     correction: Affine = (None, None)
@@ -249,12 +255,14 @@ def normalize(
         spread = [_training(ops, view.spread(ops, v), trains) for v in (gamma, beta)]
         y = ops.affine(y, *compose(adjusted.pair, (spread[0], spread[1])), options.activation)
         if weights is not None:
-            excluded = view.undo(ops, (weights == 0) & ~ops.isfinite(values))
+            excluded = view.undo(ops, ops.equal(weights, 0) & ~ops.isfinite(values))
             y = ops.where(excluded, ops.stop_gradient(y), y)
     y = ops.cast(y, ops.dtype(x))
 
     if update is False:
         return y, dict(state)
+    if update_from is not None:
+        old = Rows(ops, view, update_from, dtype)
     return y, _next_state(ops, options, old, _constant(ops, measured), update, fused)
 
 
@@ -306,12 +314,12 @@ def _next_state(
     return dict(old.undo(remember(ops, options, old, measured, update, grouped)))
 
 
-def resolve_training(ops: Any, training: Any, owner: str) -> bool | Tensor:
-    """True, False, or a boolean scalar tensor that is not known yet."""
+def resolve_training(ops: Any, training: Any, owner: str, name: str = "training") -> bool | Tensor:
+    """True, False, or a boolean scalar tensor that is not known yet; `name` is the argument's."""
 
     def refusal(error: type[Exception]) -> Exception:
         return error(
-            f"{owner}: training must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
+            f"{owner}: {name} must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
         )
 
     if training is None:
@@ -350,7 +358,7 @@ def _view(
         f"{options.owner}: virtual_batch_size must divide the batch in training; got {size} for a "
         f"batch of {samples if known else 'another size'}. Drop or pad the last batch."
     )
-    divides = samples % size == 0
+    divides = samples % size == 0 if known else ops.equal(samples % size, 0)
     if ops.is_tensor(batch):
         # Only known at run time whether to group, and inference takes any batch: as one group.
         if known and divides:
@@ -433,9 +441,15 @@ def _used(
         return measured
     if measured is None:
         return Moments(state["moving_mean"], None, state["moving_variance"], None)
+    # Moving means have no remainder: one that is below the rounding of (x - mean) / stddev is left
+    # out, so that statistics that have converged give one output whatever `training` is.
+    remainder: Tensor = measured.remainder
+    rounding = 2.0 ** (-52 if ops.dtype(remainder) == "float64" else -23)
+    tiny = remainder * remainder <= rounding**2 * measured.variance
+    remainder = remainder - ops.stop_gradient(ops.where(tiny, remainder, ops.zeros_like(remainder)))
     return Moments(
         ops.where(live, measured.mean, state["moving_mean"]),
-        ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
+        ops.where(live, remainder, ops.zeros_like(remainder)),
         ops.where(live, measured.variance, state["moving_variance"]),
         measured.count,
     )

@@ -48,7 +48,7 @@ def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
     # one row serves equal groups
     count = ops.broadcast_to(count, (ops.shape(mean)[0], *ops.shape(count)[1:]))
     total = ops.sum(count, 0)  # [1, 1]
-    share = count / ops.where(total == 0, ops.ones_like(total), total)
+    share = count / ops.where(ops.equal(total, 0), ops.ones_like(total), total)
     # relative to a rounded mean, so that a large common offset cancels before anything is squared
     origin = ops.sum(share * mean, 0)
     shift = mean - origin

@@ -63,7 +63,7 @@ def remember(
     """
     biased, moments = _remembered(ops, options, moments, grouped)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
-    filled = moments.count != 0
+    filled = ~ops.equal(moments.count, 0)
     finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
     usable = filled & finite & (moments.variance >= 0)
     if options.on_nonfinite == "raise":

@@ -131,6 +131,7 @@ def test_small_operations_agree_with_numpy(engine: engines.Engine) -> None:
             (ops.minimum(tensor, 0.25), np.minimum(x, 0.25)),
             (ops.minimum(tensor, ops.zeros_like(tensor)), np.minimum(x, 0)),
             (ops.isfinite(tensor), np.isfinite(x)),
+            (ops.equal(tensor, 0.5), x == 0.5),
             (ops.sum(ops.ones_like(tensor), 0), [[2.0, 2.0, 2.0]]),
             (ops.transpose(tensor, (1, 0)), x.T),
             (ops.broadcast_to(tensor[:1], (4, 3)), np.broadcast_to(x[:1], (4, 3))),

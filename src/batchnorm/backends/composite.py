@@ -36,9 +36,11 @@ def moments(ops: Any, x: Tensor, weights: Tensor | None) -> Moments:
     if weights is None:
         total = ops.full((1, 1, 1, 1, 1), a * b * d, dtype, x)
     else:
-        x = ops.where(weights != 0, x, ops.zeros_like(x))  # NaN where nothing counts must not
+        x = ops.where(
+            ops.equal(weights, 0), ops.zeros_like(x), x
+        )  # NaN where nothing counts must not
         total = ops.pin(ops.wide_sum(weights, REDUCED), dtype)
-    divisor = ops.where(total == 0, ops.ones_like(total), total)
+    divisor = ops.where(ops.equal(total, 0), ops.ones_like(total), total)
 
     def mean_of(values: Tensor) -> Tensor:
         return ops.sum(values if weights is None else weights * values, REDUCED) / divisor
@@ -84,7 +86,7 @@ def standardize(
     centered = wide - spread(moments.mean)
     if moments.remainder is not None:
         centered = centered - spread(moments.remainder)
-    excluded = None if weights is None else (weights == 0) & ~ops.isfinite(wide)
+    excluded = None if weights is None else ops.equal(weights, 0) & ~ops.isfinite(wide)
     if excluded is not None:
         centered = ops.where(excluded, ops.zeros_like(centered), centered)
     factor = inverse_stddev(ops, moments.variance, epsilon)
@@ -99,7 +101,7 @@ def standardize(
 def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(variance + epsilon), and 0 where that would divide by zero."""
     total = variance + epsilon
-    constant = total == 0
+    constant = ops.equal(total, 0)
     one = ops.ones_like(total)
     return ops.where(
         constant, ops.zeros_like(total), one / ops.sqrt(ops.where(constant, one, total))

@@ -75,7 +75,7 @@ def recomputed(
         if given.live is None:
             used = measured
         else:
-            chosen = given.live != 0
+            chosen = ~ops.equal(given.live, 0)
             remainder = ops.zeros_like(given.mean) if given.remainder is None else given.remainder
             used = Moments(
                 ops.where(chosen, measured.mean, given.mean),

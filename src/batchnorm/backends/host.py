@@ -16,6 +16,7 @@ sqrt = np.sqrt
 maximum = np.maximum
 minimum = np.minimum
 isfinite = np.isfinite
+equal = np.equal
 all = np.all
 ones_like = np.ones_like
 zeros_like = np.zeros_like

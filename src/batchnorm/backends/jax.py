@@ -30,6 +30,7 @@ multiply = jnp.multiply
 maximum = jnp.maximum
 minimum = jnp.minimum
 isfinite = jnp.isfinite
+equal = jnp.equal
 all = jnp.all
 ones_like = jnp.ones_like
 zeros_like = jnp.zeros_like

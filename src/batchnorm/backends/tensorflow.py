@@ -26,6 +26,7 @@ sqrt = tf.sqrt
 maximum = tf.maximum
 minimum = tf.minimum
 isfinite = tf.math.is_finite
+equal = tf.equal  # not `==`, which asks for identity in a TensorFlow 1 graph
 all = tf.reduce_all
 ones_like = tf.ones_like
 zeros_like = tf.zeros_like

@@ -27,6 +27,7 @@ sqrt = torch.sqrt
 add = torch.add
 multiply = torch.mul
 isfinite = torch.isfinite
+equal = torch.eq
 all = torch.all
 ones_like = torch.ones_like
 zeros_like = torch.zeros_like

@@ -168,11 +168,15 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     def _options(self) -> Options:
         """The options as they are now: attributes may be set at any time, and are checked again."""
         return Options(
-            **{name: _current(getattr(self, name)) for name in _OPTIONS if name != "adjustment"},
+            **{name: _current(self._option(name)) for name in _OPTIONS if name != "adjustment"},
             adjustment=_returning_tensors(self.adjustment),
             activation="relu" if self.activation is keras.activations.relu else None,
             owner=f"{type(self).__name__} {self.name!r}",
         )
+
+    def _option(self, name: str) -> Any:
+        """What an option is in the next call; V1 has its own view of some."""
+        return getattr(self, name)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         options = self._options()
@@ -290,7 +294,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         names = (*state_names(options), *_COUNTERS)
         state = {name: getattr(self, name).value for name in names}
         ops = backend_of(inputs)
-        training = resolve_training(ops, training if self.trainable else False, options.owner)
+        training = resolve_training(ops, self._training(training), options.owner)
         update = training if options.update_statistics == "auto" else options.update_statistics
         recomputing = ops.recomputing()
         # Where the state that this call changes has a part in its output, a recomputed call needs
@@ -303,18 +307,33 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
             elif self._previous_states:
                 state = self._previous_states.pop()
 
+        update_from = self._update_from(names)
+
         def function(inputs: Any, *vectors: Any) -> tuple[Any, dict[str, Any]]:
             given = dict(zip(parameters, vectors, strict=True))
-            outputs, new = normalize(options, inputs, given, state, training, mask, batch_weights)
+            outputs, new = normalize(
+                options, inputs, given, state, training, mask, batch_weights, update_from
+            )
             return outputs, {name: new[name] for name in names if new[name] is not state[name]}
 
         outputs, changed = transform(function)(inputs, *parameters.values())
         if not recomputing:
-            for name, value in changed.items():
-                getattr(self, name).assign(value)
+            self._assign(changed)
         if options.activation is None and self.activation is not keras.activations.linear:
             outputs = self.activation(outputs)
         return outputs
+
+    def _training(self, training: Any) -> Any:
+        """Whether this call trains: never where the layer is frozen, in V2."""
+        return training if self.trainable else False
+
+    def _update_from(self, names: Sequence[str]) -> dict[str, Any] | None:
+        """What the next state starts from, where it is not the present one."""
+        return None
+
+    def _assign(self, changed: Mapping[str, Any]) -> None:
+        for name, value in changed.items():
+            getattr(self, name).assign(value)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

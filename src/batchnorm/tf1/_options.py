@@ -1,0 +1,49 @@
+"""The options of a TensorFlow 1 layer, checked, and what its original would have stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from batchnorm._options import Options
+
+# rank -> the axes that the originals' fused kernel takes
+_FUSED_AXES = {4: (1, 3), 5: (1, 4)}
+
+
+def checked(*, dtype: tf.DType, owner: str, **options: Any) -> Options:
+    """`Options`, with tensors among them cast to the type of the statistics.
+
+    Raises:
+        TypeError, ValueError: see `Options`.
+    """
+    for name in ("momentum", "renorm_momentum"):
+        if isinstance(options[name], (tf.Tensor, tf.Variable)):
+            options[name] = tf.cast(options[name], dtype)
+    clipping = options["renorm_clipping"]
+    if isinstance(clipping, Mapping):
+        for name, value in clipping.items():
+            if callable(value):
+                raise TypeError(
+                    f"{owner}: renorm_clipping must hold numbers or tensors; got a function for "
+                    f"{name}. Make a tensor of it, from the global step or a placeholder."
+                )
+    if options["fused"] is True:
+        options["fused"] = None  # only a wish, in every TensorFlow 1 function
+    return Options(owner=owner, **options)
+
+
+def moves_unbiased(
+    shape: tf.TensorShape, dtype: tf.DType, axis: Any, *, fused: bool | None, composed: Any
+) -> bool:
+    """Whether the original took its fused kernel, which keeps the unbiased variance (D15).
+
+    Args:
+        composed: whether there is an option that this kernel does not have.
+    """
+    if fused is False or composed or dtype == tf.float64 or shape.rank not in _FUSED_AXES:
+        return False
+    axes = list(axis) if isinstance(axis, (list, tuple)) else [axis]
+    return len(axes) == 1 and axes[0] % shape.rank in _FUSED_AXES[shape.rank]

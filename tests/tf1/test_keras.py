@@ -1,0 +1,174 @@
+"""The V1 Keras layer: what its original did differently from V2, alive on Keras 3."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from batchnorm import tf1
+from batchnorm.keras import BatchNormalizationBase
+from reference import golden_arrays, golden_cases, golden_state
+
+pytestmark = pytest.mark.keras
+v1 = tf.compat.v1
+RNG = np.random.default_rng(4)
+X = RNG.normal(2.0, 3.0, (6, 3, 2, 4)).astype("float32")
+
+only_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="V1 is TensorFlow's"
+)
+CASES = [case for case in golden_cases("keras_v1") if case["defect"] is None]
+
+
+def values(variable):
+    return keras.ops.convert_to_numpy(variable)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="of the other backends")
+def test_another_keras_backend_is_refused():
+    with pytest.raises(RuntimeError) as caught:
+        tf1.keras.layers.BatchNormalization()
+    assert str(caught.value) == (
+        f"batchnorm.tf1.keras: KERAS_BACKEND must be tensorflow; got {keras.backend.backend()}. "
+        "Use batchnorm.keras.BatchNormalization there."
+    )
+
+
+@only_tensorflow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_training_steps_of_the_original_replay(case):
+    recorded = golden_arrays(case)
+    options = dict(case["kw"])
+    if "adj_scale" in recorded:
+        options["adjustment"] = lambda _: (recorded["adj_scale"], recorded["adj_bias"])
+    layer = tf1.keras.layers.BatchNormalization(dtype=case["dtype"], **options)
+    layer.build(tuple(case["shape"]))
+    for name in ("gamma", "beta"):
+        if name in recorded:
+            getattr(layer, name).assign(np.reshape(recorded[name], getattr(layer, name).shape))
+    for name, value in golden_state(case, 0).items():
+        getattr(layer, name).assign(value)
+    call = {} if "mask" not in recorded else {"mask": recorded["mask"]}
+    for index in range(case["steps"]):
+        y = layer(recorded["x"][index], training=bool(case["training"]), **call)
+        np.testing.assert_allclose(y, recorded["y"][index], rtol=5e-5, atol=5e-5)
+        for name, value in golden_state(case, index + 1).items():
+            np.testing.assert_allclose(
+                values(getattr(layer, name)), value, rtol=5e-5, atol=5e-5, err_msg=name
+            )
+
+
+@only_tensorflow
+def test_it_is_a_batch_normalization_to_keras():
+    assert issubclass(tf1.keras.layers.BatchNormalization, keras.layers.BatchNormalization)
+    assert issubclass(tf1.keras.layers.BatchNormalization, BatchNormalizationBase)
+
+
+@only_tensorflow
+@pytest.mark.parametrize("options", [{}, {"renorm": True}, {"zero_debias": True}], ids=str)
+def test_a_frozen_layer_normalizes_with_the_batch_and_freezes_all_state(options):
+    layer = tf1.keras.layers.BatchNormalization(trainable=False, **options)
+    layer.build(X.shape)
+    before = [values(one) for one in layer.variables]
+    y = layer(X, training=True).numpy()
+    if not options.get("renorm"):
+        np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+    assert not np.allclose(y, layer(X, training=False))
+    assert all(map(np.array_equal, before, map(values, layer.variables)))
+    assert layer.trainable_weights == []
+
+
+@only_tensorflow
+@pytest.mark.parametrize(
+    ("shape", "options", "unbiased"),
+    [
+        ((6, 3, 2, 4), {}, True),
+        ((6, 3, 2, 4), {"axis": 1}, True),
+        ((6, 3, 2, 4), {"axis": [3]}, True),
+        ((6, 3, 2, 4), {"axis": 2}, False),
+        ((6, 3, 2, 4), {"fused": False}, False),
+        ((6, 3, 2, 4), {"fused": True}, True),
+        ((6, 3, 2, 4), {"renorm": True}, False),
+        ((6, 3, 2, 4), {"dtype": "float64"}, False),
+        ((6, 3, 2, 4), {"unbiased_moving_variance": False}, False),
+        ((6, 4), {"unbiased_moving_variance": True}, True),
+        ((6, 4), {}, False),
+        ((4, 3, 2, 1, 5), {}, True),
+    ],
+    ids=str,
+)
+def test_the_moving_variance_is_what_the_original_stored(shape, options, unbiased):
+    x = RNG.normal(1.0, 2.0, shape)
+    layer = tf1.keras.layers.BatchNormalization(momentum=0.0, **options)
+    layer(x, training=True)
+    axis = options.get("axis", -1)
+    axis = (axis[0] if isinstance(axis, list) else axis) % len(shape)
+    rest = tuple(i for i in range(len(shape)) if i != axis)
+    want = x.var(rest, ddof=1 if unbiased else 0)
+    np.testing.assert_allclose(values(layer.moving_variance), want, rtol=1e-4)
+
+
+@only_tensorflow
+def test_fused_is_only_a_wish_and_is_saved(monkeypatch):
+    from batchnorm.keras import base
+
+    monkeypatch.setattr(base, "why_not", lambda subject: "There is none here.")
+    layer = tf1.keras.layers.BatchNormalization(fused=True)
+    assert layer.get_config()["fused"] is True
+
+
+@only_tensorflow
+def test_a_saved_model_loads_as_v1(tmp_path):
+    layer = tf1.keras.layers.BatchNormalization(renorm=True, trainable=False)
+    model = keras.Sequential([keras.layers.Input(X.shape[1:]), layer])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras").layers[0]
+    assert type(loaded) is tf1.keras.layers.BatchNormalization
+    assert loaded.get_config() == layer.get_config()
+    name = keras.saving.get_registered_name(type(layer))
+    assert name == "batchnorm>BatchNormalizationV1"
+
+
+@only_tensorflow
+def test_a_layer_in_a_graph_updates_only_when_its_updates_are_run():
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, (None, 3, 2, 4))
+        layer = tf1.keras.layers.BatchNormalization(momentum=0.0, name="bn")
+        y = layer(x, training=True)
+        assert len(layer.updates) == 2
+        assert layer.get_updates_for(x) == layer.updates
+        assert layer.get_updates_for(None) == []
+        session.run(v1.global_variables_initializer())
+        session.run(y, {x: X})
+        assert not session.run(layer.moving_mean.value).any()
+        session.run(layer.updates, {x: X})
+        got = session.run(layer.moving_mean.value)
+        assert v1.get_collection(v1.GraphKeys.UPDATE_OPS) == []
+    np.testing.assert_allclose(got, X.mean((0, 1, 2)), rtol=1e-5)
+
+
+@only_tensorflow
+def test_two_calls_in_one_graph_step_update_one_after_the_other():
+    other = 2 * X + 1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x, z = (v1.placeholder(tf.float32, X.shape) for _ in range(2))
+        layer = tf1.keras.layers.BatchNormalization(momentum=0.5)
+        layer(x, training=True)
+        layer(z, training=True)
+        session.run(v1.global_variables_initializer())
+        session.run(layer.updates, {x: X, z: other})
+        got = session.run(layer.moving_mean.value)
+    mean = X.mean((0, 1, 2))
+    np.testing.assert_allclose(got, 0.25 * mean + 0.5 * (2 * mean + 1), rtol=1e-5)
+
+
+@only_tensorflow
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_frozen_layer_in_a_graph_is_in_no_collection_of_trainable_variables(trainable):
+    """D30: the original's was."""
+    with tf.Graph().as_default():
+        x = v1.placeholder(tf.float32, X.shape)
+        tf1.keras.layers.BatchNormalization(trainable=trainable)(x, training=True)
+        assert len(v1.trainable_variables()) == (2 if trainable else 0)
