@@ -66,6 +66,14 @@ def test_second_derivatives_are_those_of_one_process(
     np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-10, atol=1e-8)
 
 
+def test_one_graph_of_torch_compile_does_the_same(processes: list[dict[str, Any]]) -> None:
+    for one in processes:
+        composite, composite_compiled, fused, fused_compiled = one["compiled"]
+        for eager, compiled in ((composite, composite_compiled), (fused, fused_compiled)):
+            for got, wanted in zip(compiled, eager, strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 ERRORS = {
     "channels": (
         "ValueError: batch_norm: the input must have as many channels on all replicas; got 3 here "

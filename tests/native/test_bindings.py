@@ -82,19 +82,22 @@ def test_every_code_has_its_sentence() -> None:
 # The frameworks' operators. Each case replaces operands of a call that fits.
 
 VECTORS = ("mean", "remainder", "variance", "count", "scale", "offset", "live")
+SUMS = ("sum_dy", "sum_dy_xh")
 
 
 def operands(name: str) -> dict[str, np.ndarray | None]:
     rng = np.random.default_rng(0)
     x, dy = (rng.normal(size=SHAPE).astype("float32") for _ in range(2))
     given = {"x": x, "dy": dy, "weights": np.ones((2, 1, 3, 1, 5), "float32")}
-    given |= {one: np.ones((1, 4), "float32") for one in VECTORS}
+    given |= {one: np.ones((1, 4), "float32") for one in (*VECTORS, *SUMS)}
     given["count"] = np.full((1, 1), 30, "float32")
     wanted = {
         "moments": ("x", "weights"),
         "standardize": ("x", "weights", *VECTORS),
         "forward": ("x", "weights", "scale", "offset"),
         "backward": ("x", "dy", "weights", *VECTORS),
+        "backward_sums": ("x", "dy", "weights", *VECTORS[:3], "scale", "offset"),
+        "backward_input": ("x", "dy", "weights", *VECTORS, *SUMS),
     }[name]
     return {one: given[one] for one in wanted}
 
@@ -123,6 +126,14 @@ WRONG: list[tuple[str, dict[str, np.ndarray]]] = [
     ("backward", {"live": ones(1, 3)}),
     ("backward", {"mean": ones(1, 1)}),
     ("backward", {"scale": ones(1, 8)}),
+    ("backward_sums", {"dy": ones(2, 1, 3, 4, 4)}),
+    ("backward_sums", {"variance": ones(1, 3)}),
+    ("backward_sums", {"offset": ones(1, 8)}),
+    ("backward_input", {"dy": ones(*SHAPE, dtype="float16")}),
+    ("backward_input", {"count": ones(1, 4)}),
+    ("backward_input", {"live": ones(1, 3)}),
+    ("backward_input", {"sum_dy": ones(1, 3)}),
+    ("backward_input", {"sum_dy_xh": ones(2, 4)}),
 ]
 cases = pytest.mark.parametrize(
     ("name", "wrong"), WRONG, ids=[f"{n}-{next(iter(w))}" for n, w in WRONG]
@@ -138,7 +149,8 @@ def test_torch_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
 
     def run(given: dict[str, Any]) -> Any:
         tensors = [None if one is None else torch.tensor(one) for one in given.values()]
-        how = {"moments": (), "forward": (EPSILON, 0)}.get(name, (EPSILON, 0, False))
+        how = (EPSILON, 0, False) if name in ("standardize", "backward") else (EPSILON, 0)
+        how = () if name == "moments" else how
         return getattr(torch.ops.batchnorm, name)(*tensors, *how)
 
     run(operands(name))
@@ -173,6 +185,16 @@ def test_jax_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
         rest = list(given.values())
         if name == "standardize":
             rest = [rest]
+        elif name == "backward_sums":
+            dy, mean, remainder, variance, scale, offset = rest
+            vectors = (mean, remainder, variance, None, scale, offset, None)
+            return jax.block_until_ready(kernels.backward_sums(x, dy, weights, vectors, *how))
+        elif name == "backward_input":
+            dy, *vectors, sum_dy, sum_dy_xh = rest
+            sums = [sum_dy, sum_dy_xh]
+            return jax.block_until_ready(
+                kernels.backward_input(x, dy, weights, vectors, sums, *how)
+            )
         elif name == "backward":
             return jax.block_until_ready(kernels.backward(x, rest[0], weights, rest[1:], *how))
         return jax.block_until_ready(getattr(kernels, name)(x, weights, *rest, *how))

@@ -80,6 +80,32 @@ def second_derivatives() -> dict[Any, Any]:
     return results
 
 
+def compiled() -> list[Any]:
+    """Gradients and moving means of a step, eager and in one graph of torch.compile, by path."""
+    one = replicated.case("plain", REPLICAS)
+    x = torch.tensor(one.part(one.x, RANK))
+    parameters, state = batchnorm.init(x)
+    found = []
+    for fused in (False, None):
+
+        def step(x: torch.Tensor) -> Any:
+            y, new = batchnorm.batch_norm(
+                x,
+                parameters,
+                state,
+                training=True,
+                synchronized=True,
+                fused=fused,  # noqa: B023
+            )
+            return (y**3).sum(), new["moving_mean"]
+
+        for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+            leaf = x.clone().requires_grad_()
+            loss, mean = function(leaf)
+            found.append((torch.autograd.grad(loss, leaf)[0].numpy(), mean.numpy()))
+    return found
+
+
 def subgroups() -> dict[str, Any]:
     """Two groups of two: by object, and by name."""
     groups = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])]
@@ -126,10 +152,12 @@ def main() -> None:
         world_size=REPLICAS,
         timeout=dt.timedelta(seconds=60),
     )
+    # first: a disagreement at the start must be seen; and dynamo cannot trace what counts
+    first = {"errors": errors(), "compiled": compiled()}
     counting("all_gather_single")
     counting("all_reduce")
     result = {
-        "errors": errors(),  # first: a disagreement at the start must be seen
+        **first,
         "modes": modes(),
         "steady": steady(),
         "second": second_derivatives(),
