@@ -39,6 +39,7 @@ class Question(StrEnum):
     activation = "activation"
     small = "small"
     models = "models"
+    tf1 = "tf1"
 
 
 class Dtype(StrEnum):

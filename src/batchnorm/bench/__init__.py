@@ -16,6 +16,7 @@ modes        renorm, ghost batches, weights, masks, adjustment, two axes over pl
 activation   ReLU in the same kernel against ReLU after it
 small        one call on a small tensor
 models       a training step of a small ResNet in Keras
+tf1          the TensorFlow 1 functions in a session against the originals
 
 One file for each framework, with the same names: `with_torch`, `with_jax`, `with_tensorflow`.
 """
