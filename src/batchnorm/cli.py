@@ -40,6 +40,7 @@ class Question(StrEnum):
     small = "small"
     models = "models"
     synchronized = "synchronized"
+    tf1 = "tf1"
 
 
 class Dtype(StrEnum):

@@ -176,7 +176,10 @@ class Side:
 
 def names(collection):
     """Variables and losses by name, update ops and outputs by their number and kind of name."""
-    return [getattr(one, "op", one).name.removesuffix("_1") for one in collection]
+    return [
+        getattr(one, "op", one).name.removesuffix("_1").removesuffix("/AssignSubVariableOp")
+        for one in collection
+    ]
 
 
 def random_state(side):

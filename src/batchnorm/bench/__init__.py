@@ -17,6 +17,7 @@ activation   ReLU in the same kernel against ReLU after it
 small        one call on a small tensor
 models       a training step of a small ResNet in Keras
 synchronized over one replica, against not synchronized
+tf1          the TensorFlow 1 functions in a session against the originals
 
 One file for each framework, with the same names: `with_torch`, `with_jax`, `with_tensorflow`.
 """

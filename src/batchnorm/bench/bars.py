@@ -124,6 +124,14 @@ def _within(row: Row, low: float, high: float) -> bool:
     return low <= row.megabytes <= high
 
 
+def _tf1(words: str, variants: tuple[str, ...], limit: float) -> Bar:
+    return Bar(
+        f"TensorFlow 1 functions, {words}",
+        lambda row: row.question == "tf1" and row.variant in variants and _within(row, 25, 26),
+        limit,
+    )
+
+
 BARS = (
     _over_copy("forward", "first", 1.3),
     _over_copy("forward", "last", 1.65),
@@ -187,6 +195,8 @@ BARS = (
         1.1,
         at_most=True,
     ),
+    _tf1("renorm, ghost batches and weights", ("renorm", "ghost", "weights"), 4),
+    _tf1("plain", ("plain",), 1 / 1.1),
 )
 
 

@@ -18,6 +18,7 @@ QUESTIONS = {
     "small": "One forward call on a small tensor, ours over the framework's own",
     "models": "A training step of a small ResNet, Keras' layer over ours",
     "synchronized": "Synchronized over one replica, over our plain batch normalization",
+    "tf1": "TensorFlow 1 functions in a session, the originals over ours",
 }
 MODES = ("renorm", "ghost", "weights", "mask", "adjustment", "axes")
 DTYPES = ("float32", "bfloat16")
@@ -149,9 +150,16 @@ def jobs(
     return [
         one
         for question in questions
-        for framework in (("",) if question == "kernels" else frameworks)
+        for framework in frameworks_of(question, frameworks)
         for one in settings_of(question, framework)
     ]
+
+
+def frameworks_of(question: str, frameworks: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the frameworks that a question is about; "" for the kernels alone."""
+    if question == "kernels":
+        return ("",)
+    return tuple(one for one in frameworks if question != "tf1" or one == "tensorflow")
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,9 @@ def _remember(state: Mapping[str, Variable], new: Mapping[str, Tensor]) -> list[
         if name in state:
             # a channel that was not finite keeps its state; the step counts what the others saw
             value = tf.reduce_max(new[name]) if name == "local_step" else new[name]
-            # its own name: in the originals' graphs the number 2 is the moving mean's
-            kind = "AssignMovingStddev" if name == "moving_stddev" else "AssignMovingAvg"
-            first.append(_assign(state[name], value, kind))
+            # only renorm's own two count: the originals number the moving mean behind them
+            counted = name in ("renorm_mean", "renorm_stddev")
+            first.append(_assign(state[name], value, "AssignMovingAvg" if counted else "Assign"))
     with tf.control_dependencies([_operation(one) for one in first]):
         variance = "AssignNewValue" if "moving_stddev" in state else "AssignMovingAvg"
         return [
