@@ -17,7 +17,9 @@ _TOOLS = {
     "explain": "explanation",
     "freeze": "freezing",
     "frozen": "freezing",
+    "repair": "repairing",
     "unfreeze": "freezing",
+    "inspect": "inspection",
     "reestimate": "reestimation",
     "reestimated": "reestimation",
 }

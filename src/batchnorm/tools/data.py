@@ -18,8 +18,8 @@ class Batches:
     `fit` takes them) is cut into batches of `batch_size`. Anything else that can be iterated is
     taken as batches that were cut before: a list of arrays, a `tf.data.Dataset`, a `DataLoader`, a
     `PyDataset`. A batch is an array, a list or dictionary of arrays, or a tuple `(x, labels, ...)`
-    of which only x is used; for PyTorch modules, and from a `DataLoader`, a list is such a tuple. Empty
-    batches are passed over.
+    of which only x is used; for PyTorch modules, and from a `DataLoader`, a list is such a tuple.
+    Empty batches are passed over.
 
     Attributes:
         total: how many batches there are; None where only reading tells.

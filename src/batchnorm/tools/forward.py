@@ -47,12 +47,14 @@ class Program:
     def __call__(self, batch: Any, given: Any) -> list[Results]:
         return _to_numpy(self._run(batch, given))
 
-    def _passes(self, batch: Any, given: Any) -> list[Results]:
-        """The passes themselves, eagerly or under a trace."""
+    def _passes(
+        self, batch: Any, given: Any, scope: Callable[[], Any] = contextlib.nullcontext
+    ) -> list[Results]:
+        """The passes themselves, eagerly or under a trace; each in a scope of its own."""
         every: list[Results] = []
         for visit in self._visits:
             results: Results = {}
-            with _visited(self._norms, visit, given, results):
+            with scope(), _visited(self._norms, visit, given, results):
                 if self._keras:
                     self._model(batch, training=False)
                 else:
@@ -66,8 +68,7 @@ class Program:
         backend, model = keras.backend.backend(), self._model
 
         def passes(batch: Any, given: Any) -> Any:
-            with keras.StatelessScope():
-                return self._passes(batch, given)
+            return self._passes(batch, given, keras.StatelessScope)
 
         if backend == "torch":
             torch = sys.modules["torch"]
@@ -100,8 +101,8 @@ class Program:
 
         def passes(values: Any, batch: Any, given: Any) -> Any:
             # as arguments: constants in the program would be folded, and compiled for ever
-            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-                return self._passes(batch, given)
+            held = list(zip(variables, values, strict=True))
+            return self._passes(batch, given, lambda: keras.StatelessScope(state_mapping=held))
 
         compiled = jax.jit(passes)
         return lambda batch, given: compiled([one.value for one in variables], batch, given)
@@ -109,13 +110,13 @@ class Program:
     def _torch_passes(self, batch: Any, given: Any) -> Any:
         torch = sys.modules["torch"]
         given = _map_arrays(given, torch.as_tensor)
-        with torch.no_grad(), put_back(self._model, self._norms):
+        with torch.no_grad(), put_back(self._model):
             self._model.eval()
-            return self._passes(batch, given)
+            return self._passes(batch, given, lambda: put_back(self._model))
 
 
 @contextlib.contextmanager
-def put_back(model: Any, norms: Sequence[Norm]) -> Iterator[None]:
+def put_back(model: Any) -> Iterator[None]:
     """Whatever happens inside, buffers and modes of a PyTorch module are what they were."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]

@@ -81,9 +81,17 @@ class Norm:
         """Why training leaves the statistics alone, in a few words; None where it does not."""
         raise NotImplementedError
 
+    def uses_batch(self) -> bool:
+        """Whether training normalizes with the batch."""
+        raise NotImplementedError
+
     def group_size(self) -> int | None:
         """The size of ghost batches, if it normalizes those in training."""
         return None
+
+    def renorm(self) -> bool:
+        """Whether training pulls the batch's statistics to running ones."""
+        return False
 
     def own_training(self) -> bool:
         """Whether training is more than normalizing with the batch's moments (renorm, ghosts)."""

@@ -76,8 +76,14 @@ class KerasNorm(Norm):
             return "trainable=False"
         return "momentum=1" if self.momentum == 1 else None
 
-    def own_training(self) -> bool:
+    def uses_batch(self) -> bool:
+        return bool(self.layer.trainable)
+
+    def renorm(self) -> bool:
         return bool(self.layer.renorm)
+
+    def own_training(self) -> bool:
+        return self.renorm()
 
     def path(self) -> tuple[str, str | None]:
         return f"Keras' own operations ({keras.backend.backend()})", (
@@ -132,7 +138,6 @@ class OwnNorm(KerasNorm):
         return super().frozen()
 
     def uses_batch(self) -> bool:
-        """Whether training normalizes with the batch."""
         if self.layer.statistics == "auto":
             return bool(self.layer.trainable)
         return self.layer.statistics == "batch"

@@ -61,6 +61,9 @@ class TorchNorm(Norm):
             return "in eval mode inside a model in training mode"
         return None
 
+    def uses_batch(self) -> bool:
+        return self.momentum == 1 or self.frozen() is None
+
     def path(self) -> tuple[str, str | None]:
         return "torch's own kernel", "They serve batchnorm.batch_norm and batchnorm.keras only."
 

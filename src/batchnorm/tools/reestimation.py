@@ -125,13 +125,29 @@ def reestimate(
             "reestimate: data must be readable more than once with layer_by_layer=True; got "
             f"{type(data).__name__}. Pass a list of batches or an array."
         )
+    return _estimate(model, norms, batches, method, layer_by_layer, "reestimate")
+
+
+def estimate(
+    model: Any, norms: list[Norm], data: Any, steps: int | None, batch_size: int, owner: str
+) -> Reestimation:
+    """`reestimate(method="exact")` of these layers alone, for a tool of that name."""
+    batches = Batches(model, data, batch_size, steps, owner)
+    return _estimate(model, norms, batches, "exact", False, owner)
+
+
+def _estimate(
+    model: Any,
+    norms: list[Norm],
+    batches: Batches,
+    method: str,
+    layer_by_layer: bool,
+    owner: str,
+) -> Reestimation:
     estimation = _Estimation(model, norms, method)
-    if layer_by_layer:
-        read = estimation.one_by_one(batches)
-    else:
-        read = estimation.together(batches)
+    read = estimation.one_by_one(batches) if layer_by_layer else estimation.together(batches)
     if read == 0:
-        raise ValueError("reestimate: data must hold at least one row; got none.")
+        raise ValueError(f"{owner}: data must hold at least one row; got none.")
     return estimation.settle(read)
 
 
@@ -158,6 +174,18 @@ def kept(norms: Sequence[Norm]) -> Iterator[None]:
     finally:
         for norm, state in zip(norms, states, strict=True):
             norm.restore(state)
+
+
+@contextlib.contextmanager
+def kept_if_raised(norms: Sequence[Norm]) -> Iterator[None]:
+    """If anything is raised inside, the layers remember what they did before."""
+    states = [norm.state() for norm in norms]
+    try:
+        yield
+    except BaseException:
+        for norm, state in zip(norms, states, strict=True):
+            norm.restore(state)
+        raise
 
 
 class _Estimation:
@@ -197,14 +225,9 @@ class _Estimation:
 
     def settle(self, read: int) -> Reestimation:
         """Gives the layers their new statistics; all of them, or none if anything is raised."""
-        states = [norm.state() for norm in self._norms]
         called = self._program.order
-        try:
+        with kept_if_raised(self._norms):
             rows = tuple(self._settle(self._norms[i], self._pools[i]) for i in called)
-        except BaseException:
-            for norm, state in zip(self._norms, states, strict=True):
-                norm.restore(state)
-            raise
         missed = [norm.name for i, norm in enumerate(self._norms) if i not in called]
         return Reestimation(self._method, read, rows, tuple(missed))
 
