@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 # The tools, by the module that holds them: NumPy and rich are loaded when the first one is used.
 _TOOLS = {
     "explain": "explanation",
+    "fold": "folding",
     "freeze": "freezing",
     "frozen": "freezing",
     "repair": "repairing",
