@@ -39,6 +39,7 @@ class Question(StrEnum):
     activation = "activation"
     small = "small"
     models = "models"
+    tools = "tools"
 
 
 class Dtype(StrEnum):

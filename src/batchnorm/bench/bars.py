@@ -121,6 +121,15 @@ def _model(framework: str, limit: float) -> Bar:
     )
 
 
+def _tool(name: str, limit: float) -> Bar:
+    return Bar(
+        f"{name}, over a forward pass",
+        lambda row: (row.question, row.what) == ("tools", name) and row.size == "32x3x32x32",
+        limit,
+        at_most=True,
+    )
+
+
 def _within(row: Row, low: float, high: float) -> bool:
     return low <= row.megabytes <= high
 
@@ -182,6 +191,8 @@ BARS = (
     _model("torch", 1.2),
     _model("tensorflow", 1.2),
     _model("jax", 1.0),
+    _tool("inspect", 3),
+    _tool("reestimate", 1.3),
 )
 
 

@@ -17,6 +17,7 @@ QUESTIONS = {
     "activation": "BN + ReLU, our two steps over our one",
     "small": "One forward call on a small tensor, ours over the framework's own",
     "models": "A training step of a small ResNet, Keras' layer over ours",
+    "tools": "Tools, over a forward pass of a small ResNet over the same data",
 }
 MODES = ("renorm", "ghost", "weights", "mask", "adjustment", "axes")
 DTYPES = ("float32", "bfloat16")

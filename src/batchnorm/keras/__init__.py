@@ -2,5 +2,11 @@
 
 from batchnorm.keras.base import BatchNormalizationBase
 from batchnorm.keras.batch_normalization import BatchNormalization, SyncBatchNormalization
+from batchnorm.tools.averaging import WeightAveraging
 
-__all__ = ["BatchNormalization", "BatchNormalizationBase", "SyncBatchNormalization"]
+__all__ = [
+    "BatchNormalization",
+    "BatchNormalizationBase",
+    "SyncBatchNormalization",
+    "WeightAveraging",
+]
