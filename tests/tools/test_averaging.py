@@ -38,7 +38,9 @@ def fit(averaging, epochs=3, **options):
     model, recorder = dense("ours"), Recorder()
     model.compile(keras.optimizers.SGD(0.1), "mse")
     callbacks = [averaging, recorder]
-    model.fit(X, Y, batch_size=8, epochs=epochs, callbacks=callbacks, verbose=0, **options)
+    model.fit(
+        X, Y, batch_size=8, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0, **options
+    )
     return model, recorder
 
 
