@@ -16,7 +16,7 @@ pytestmark = pytest.mark.keras
 
 layers = keras.layers
 KERAS = layers.BatchNormalization
-SIZES = {1: (9,), 2: (9, 8), 3: (6, 5, 4)}
+SIZES = {1: (9,), 2: (9, 8), 3: (6, 5, 7)}
 KINDS_OF = {
     "conv": {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D},
     "transposed": {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose},
