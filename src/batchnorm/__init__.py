@@ -12,13 +12,23 @@ from batchnorm._batch_norm import batch_norm, init
 from batchnorm.backends import why_not
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "batch_norm", "init", "set_synchronized", "why_not"]
-
-# What needs a framework is imported when it is asked for.
-_LATER = {"set_synchronized": "batchnorm.keras.synchronized"}
+# What needs a framework, or takes time to load, is imported when it is asked for.
+_LATER = {
+    "explain": "tools.explanation",
+    "fold": "tools.folding",
+    "freeze": "tools.freezing",
+    "frozen": "tools.freezing",
+    "inspect": "tools.inspection",
+    "reestimate": "tools.reestimation",
+    "reestimated": "tools.reestimation",
+    "repair": "tools.repairing",
+    "set_synchronized": "keras.synchronized",
+    "unfreeze": "tools.freezing",
+}
+__all__ = ["__version__", "batch_norm", "init", "why_not", *_LATER]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"batchnorm.{_LATER[name]}"), name)

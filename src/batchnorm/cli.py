@@ -41,6 +41,7 @@ class Question(StrEnum):
     models = "models"
     synchronized = "synchronized"
     tf1 = "tf1"
+    tools = "tools"
 
 
 class Dtype(StrEnum):
@@ -190,6 +191,116 @@ def bench(
     )
     if not jobs or not run(jobs, out):
         raise typer.Exit(1)
+
+
+class Method(StrEnum):
+    """The ways of `reestimate`."""
+
+    exact = "exact"
+    average = "average"
+    ema = "ema"
+
+
+class FailOn(StrEnum):
+    """What makes `inspect` end with exit code 1."""
+
+    error = "error"
+    warning = "warning"
+    note = "note"
+    never = "never"
+
+
+_Model = Annotated[Path, typer.Argument(metavar="MODEL.keras", help="A saved Keras model.")]
+_Data = Annotated[
+    str, typer.Option(help="A .npy or .npz file, or module:function, which returns the data.")
+]
+_MaybeData = Annotated[str | None, typer.Option(help="As for inspect; may be left out.")]
+_Out = Annotated[Path, typer.Option(help="Where to save the new model.")]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a batch, where data is an array.")]
+_Steps = Annotated[int | None, typer.Option(min=1, help="Batches to read at most.")]
+_Unsafe = Annotated[
+    bool, typer.Option("--unsafe", help="Load models that run code of their own (lambdas).")
+]
+
+
+@app.command()
+def inspect(
+    model: _Model,
+    data: _Data,
+    batch_size: _BatchSize = 32,
+    steps: _Steps = None,
+    fail_on: Annotated[FailOn, typer.Option(help="What ends with exit code 1.")] = FailOn.error,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers.")] = None,
+    unsafe: _Unsafe = False,
+) -> None:
+    """Say which layer makes evaluation differ from training, and why."""
+    from batchnorm.tools import command
+
+    raise typer.Exit(
+        command.inspect(model, data, batch_size, steps, unsafe, fail_on.value, html, json)
+    )
+
+
+@app.command()
+def reestimate(
+    model: _Model,
+    data: _Data,
+    out: _Out,
+    method: Annotated[Method, typer.Option(help="How batches are pooled.")] = Method.exact,
+    batch_size: _BatchSize = 32,
+    steps: _Steps = None,
+    layer_by_layer: Annotated[
+        bool, typer.Option("--layer-by-layer", help="Settle one layer after the other.")
+    ] = False,
+    unsafe: _Unsafe = False,
+) -> None:
+    """Replace the moving statistics by those of the data."""
+    from batchnorm.tools import command
+
+    raise typer.Exit(
+        command.reestimate(
+            model, data, out, method.value, batch_size, steps, layer_by_layer, unsafe
+        )
+    )
+
+
+@app.command()
+def repair(
+    model: _Model,
+    out: _Out,
+    data: _MaybeData = None,
+    batch_size: _BatchSize = 32,
+    steps: _Steps = None,
+    unsafe: _Unsafe = False,
+) -> None:
+    """Replace moving statistics that are NaN, infinite or negative."""
+    from batchnorm.tools import command
+
+    raise typer.Exit(command.repair(model, data, out, batch_size, steps, unsafe))
+
+
+@app.command()
+def fold(
+    model: _Model,
+    out: _Out,
+    data: _MaybeData = None,
+    batch_size: _BatchSize = 32,
+    steps: _Steps = None,
+    unsafe: _Unsafe = False,
+) -> None:
+    """Make a model without batch normalization, for inference."""
+    from batchnorm.tools import command
+
+    raise typer.Exit(command.fold(model, data, out, batch_size, steps, unsafe))
+
+
+@app.command()
+def explain(model: _Model, unsafe: _Unsafe = False) -> None:
+    """Say in words what the next call of each layer will do."""
+    from batchnorm.tools import command
+
+    raise typer.Exit(command.explain(model, unsafe))
 
 
 def missing_for_bench(framework: str) -> str | None:

@@ -36,6 +36,7 @@ def test_new_arguments_are_keyword_only():
         "update_statistics",
         "on_nonfinite",
         "zero_debias",
+        "train_parameters",
         "activation",
     ]
 

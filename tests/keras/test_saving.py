@@ -46,6 +46,7 @@ EVERYTHING = {
     "update_statistics": False,
     "on_nonfinite": "propagate",
     "zero_debias": "both",
+    "train_parameters": False,
     "activation": "relu",
 }
 

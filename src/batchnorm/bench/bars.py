@@ -120,6 +120,15 @@ def _model(framework: str, limit: float) -> Bar:
     )
 
 
+def _tool(name: str, limit: float) -> Bar:
+    return Bar(
+        f"{name}, over a forward pass",
+        lambda row: (row.question, row.what) == ("tools", name) and row.size == "32x3x32x32",
+        limit,
+        at_most=True,
+    )
+
+
 def _within(row: Row, low: float, high: float) -> bool:
     return low <= row.megabytes <= high
 
@@ -197,6 +206,8 @@ BARS = (
     ),
     _tf1("renorm, ghost batches and weights", ("renorm", "ghost", "weights"), 4),
     _tf1("plain", ("plain",), 1 / 1.1),
+    _tool("inspect", 3),
+    _tool("reestimate", 1.3),
 )
 
 

@@ -19,6 +19,7 @@ QUESTIONS = {
     "models": "A training step of a small ResNet, Keras' layer over ours",
     "synchronized": "Synchronized over one replica, over our plain batch normalization",
     "tf1": "TensorFlow 1 functions in a session, the originals over ours",
+    "tools": "Tools, over a forward pass of a small ResNet over the same data",
 }
 MODES = ("renorm", "ghost", "weights", "mask", "adjustment", "axes")
 DTYPES = ("float32", "bfloat16")

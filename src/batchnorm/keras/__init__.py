@@ -3,10 +3,12 @@
 from batchnorm.keras.base import BatchNormalizationBase
 from batchnorm.keras.batch_normalization import BatchNormalization, SyncBatchNormalization
 from batchnorm.keras.synchronized import set_synchronized
+from batchnorm.tools.averaging import WeightAveraging
 
 __all__ = [
     "BatchNormalization",
     "BatchNormalizationBase",
     "SyncBatchNormalization",
     "set_synchronized",
+    "WeightAveraging",
 ]

@@ -77,6 +77,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         update_statistics: what is remembered: "auto" (training and trainable), True or False.
         on_nonfinite: "skip", "propagate" or "raise".
         zero_debias: False, "mean" or "both".
+        train_parameters: False keeps gamma and beta as they are, whatever `trainable` says.
         activation: any Keras activation, applied to the output. ReLU runs inside the kernels, which
             keep nothing for its gradient.
 
@@ -115,6 +116,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         update_statistics: bool | str = "auto",
         on_nonfinite: str = "skip",
         zero_debias: bool | str = False,
+        train_parameters: bool = True,
         activation: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -156,6 +158,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.supports_masking = True
         self.gamma: keras.Variable | None = None
         self.beta: keras.Variable | None = None
+        self.train_parameters = train_parameters
         self.moving_mean: keras.Variable | None = None
         self.moving_variance: keras.Variable | None = None
         self._previous_states: deque[dict[str, Any]] = deque(maxlen=8)  # newest last
@@ -196,10 +199,40 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
             self.gamma = self._add_parameter("gamma", shape)
         if self.center:
             self.beta = self._add_parameter("beta", shape)
+        self._hold_parameters()
         for name in state_names(options):
             setattr(self, name, self._add_statistic(name, shape))
         for name, of in zip(_COUNTERS, ((), shape), strict=True):
             setattr(self, name, self._add_variable(name, of, "zeros", dtype="int32"))
+
+    @property
+    def trainable(self) -> bool:
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        self._hold_parameters()
+
+    @property
+    def train_parameters(self) -> bool:
+        """Whether gamma and beta are trained where the layer is."""
+        return self._train_parameters
+
+    @train_parameters.setter
+    def train_parameters(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"{type(self).__name__} {self.name!r}: train_parameters must be True or False; "
+                f"got {value!r}."
+            )
+        self._train_parameters = value
+        self._hold_parameters()
+
+    def _hold_parameters(self) -> None:
+        for variable in (self.gamma, self.beta):
+            if variable is not None:
+                variable.trainable = self._trainable and self._train_parameters
 
     def _add_parameter(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
         return self.add_weight(
@@ -385,7 +418,9 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         config.update(
             {name: _plain(getattr(self, name)) for name in _OPTIONS if name != "adjustment"}
         )
-        config["center"], config["scale"] = self.center, self.scale
+        config.update(
+            {name: getattr(self, name) for name in ("center", "scale", "train_parameters")}
+        )
         config["activation"] = keras.activations.serialize(self.activation)
         for of in ("beta", "gamma", "moving_mean", "moving_variance"):
             initializer = getattr(self, f"{of}_initializer")

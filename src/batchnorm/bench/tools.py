@@ -1,0 +1,70 @@
+"""Question 7: what the tools cost, over a forward pass of the same data; and what folding saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+import batchnorm
+from batchnorm.bench.models import resnet
+from batchnorm.bench.plan import Case, Settings, Size
+from batchnorm.bench.row import Row, compare
+from batchnorm.bench.timing import alternate, clock
+from batchnorm.keras import BatchNormalization
+
+FULL, QUICK = Size(32, 3, (32, 32)), Size(4, 3, (8, 8))
+BATCHES, QUICK_BATCHES = 8, 2
+FORWARD, FOLDED = "forward pass", "folded"
+NORMALIZATIONS = {"ours": BatchNormalization, "keras": keras.layers.BatchNormalization}
+
+
+def cases(settings: Settings) -> list[Case]:
+    """A small ResNet with our layers, and with Keras' own. In float32."""
+    size = QUICK if settings.quick else FULL
+    layout = keras.config.image_data_format()[9:]
+    return [Case("tools", size, "float32", layout, variant) for variant in NORMALIZATIONS]
+
+
+def measure(case: Case, settings: Settings) -> Iterator[Row]:
+    """What inspection, re-estimation and the folded model take, over the forward pass.
+
+    A tool compiles its pass anew for each call in TensorFlow and JAX: that is in its time.
+    """
+    shape = case.size.shape(case.layout)
+    count = QUICK_BATCHES if settings.quick else BATCHES
+    random = np.random.default_rng(1)
+    data = [random.standard_normal(shape).astype(np.float32) for _ in range(count)]
+    keras.utils.set_random_seed(1)
+    model = resnet(shape[1:], _normalized(NORMALIZATIONS[case.variant]), settings.quick)
+    batchnorm.reestimate(model, data)
+    calls = {
+        FORWARD: _passes(model, data),
+        FOLDED: _passes(batchnorm.fold(model), data),
+        "inspect": lambda: batchnorm.inspect(model, data),
+        "reestimate": lambda: batchnorm.reestimate(model, data),
+    }
+    clocks = {name: clock(call) for name, call in calls.items()}
+    times = alternate(clocks, settings.repeats, 6 * settings.seconds)
+    for name in (FOLDED, "inspect", "reestimate"):
+        yield compare(settings, case, times, name, FORWARD, ours_over_peer=True, what=name)
+
+
+def _normalized(kind: Any) -> Callable[[Any, bool], Any]:
+    def normalized(x: Any, relu: bool) -> Any:
+        y = kind()(x)
+        return keras.layers.ReLU()(y) if relu else y
+
+    return normalized
+
+
+def _passes(model: Any, data: list[np.ndarray]) -> Callable[[], None]:
+    """A forward pass over the data as `predict` makes it."""
+
+    def call() -> None:
+        for batch in data:
+            model.predict_on_batch(batch)
+
+    return call

@@ -1,0 +1,194 @@
+"""What the commands of `batchnorm` do with a model's file: load, work, print, say how it ended.
+
+Exit codes: 0 all is well, 1 the inspector found what `--fail-on` names (or a layer was not
+folded, or something is still poisoned), 2 the arguments are wrong or a file cannot be read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+OK, FOUND, WRONG = 0, 1, 2
+
+
+def load_model(path: Path, unsafe: bool) -> Any:
+    """The Keras model of a file, in safe mode unless told otherwise.
+
+    Raises:
+        ValueError: the file is not there, or holds no model that can be loaded like this.
+    """
+    import keras
+
+    import batchnorm.keras  # noqa: F401  # registers our layers
+
+    if not path.exists():
+        raise ValueError(
+            f"batchnorm: MODEL must be a .keras file; got '{path}', which is not there."
+        )
+    try:
+        return keras.models.load_model(path, safe_mode=not unsafe, compile=False)
+    except Exception as error:  # Keras raises whatever the file makes it raise
+        words = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise ValueError(
+            f"batchnorm: MODEL must be a file that Keras can load; got '{path}'. "
+            f"{type(error).__name__}: {words}"
+        ) from error
+
+
+def load_data(text: str) -> Any:
+    """Data from a `.npy` or `.npz` file, or what `module:function` returns.
+
+    An `.npz` file with one array is that array; with `x` it is x; else a dictionary of inputs.
+    Pickled objects are never loaded. A module is looked for in the working directory too.
+
+    Raises:
+        ValueError: it is none of these, or cannot be read.
+    """
+    path = Path(text)
+    if path.suffix in (".npy", ".npz"):
+        try:
+            held = np.load(path, allow_pickle=False)
+            if path.suffix == ".npy":
+                return held
+            with held:
+                arrays = {name: held[name] for name in held.files}
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"batchnorm: --data must be a file of plain arrays; got '{text}'. {error}"
+            ) from error
+        if "x" in arrays:
+            return arrays["x"]
+        return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+    module, _, function = text.partition(":")
+    if not module or not function:
+        raise ValueError(
+            f"batchnorm: --data must be a .npy or .npz file, or module:function; got '{text}'."
+        )
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"batchnorm: --data must name a function that can be imported; got '{text}'. {error}"
+        ) from error
+    finally:
+        sys.path.remove("")
+
+
+def run(work: Callable[[Console], int]) -> int:
+    """The exit code of some work; a wrong argument is one sentence and code 2."""
+    try:
+        return work(Console())
+    except (TypeError, ValueError, RuntimeError) as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return WRONG
+
+
+def inspect(
+    model: Path,
+    data: str,
+    batch_size: int,
+    steps: int | None,
+    unsafe: bool,
+    fail_on: str,
+    html: Path | None,
+    json: Path | None,
+) -> int:
+    """`batchnorm inspect`."""
+    from batchnorm.tools.inspection import inspect as inspect_
+
+    def work(console: Console) -> int:
+        report = inspect_(load_model(model, unsafe), load_data(data), steps, batch_size=batch_size)
+        console.print(report)
+        for path in filter(None, (html, json)):
+            console.print(f"Wrote {report.save(path)}.", soft_wrap=True)
+        return FOUND if fail_on != "never" and report.alarms(fail_on) else OK
+
+    return run(work)
+
+
+def reestimate(
+    model: Path,
+    data: str,
+    out: Path,
+    method: str,
+    batch_size: int,
+    steps: int | None,
+    layer_by_layer: bool,
+    unsafe: bool,
+) -> int:
+    """`batchnorm reestimate`."""
+    from batchnorm.tools.reestimation import reestimate as reestimate_
+
+    def work(console: Console) -> int:
+        loaded = load_model(model, unsafe)
+        done = reestimate_(
+            loaded,
+            load_data(data),
+            method,
+            steps,
+            batch_size=batch_size,
+            layer_by_layer=layer_by_layer,
+        )
+        console.print(done.table())
+        return _save(loaded, out, console)
+
+    return run(work)
+
+
+def repair(
+    model: Path, data: str | None, out: Path, batch_size: int, steps: int | None, unsafe: bool
+) -> int:
+    """`batchnorm repair`."""
+    from batchnorm.tools.repairing import repair as repair_
+
+    def work(console: Console) -> int:
+        loaded = load_model(model, unsafe)
+        given = None if data is None else load_data(data)
+        done = repair_(loaded, given, steps, batch_size=batch_size)
+        console.print(str(done), markup=False, highlight=False, soft_wrap=True)
+        _save(loaded, out, console)
+        return FOUND if done.still or done.parameters else OK
+
+    return run(work)
+
+
+def fold(
+    model: Path, data: str | None, out: Path, batch_size: int, steps: int | None, unsafe: bool
+) -> int:
+    """`batchnorm fold`."""
+    from batchnorm.tools.folding import fold as fold_
+
+    def work(console: Console) -> int:
+        given = None if data is None else load_data(data)
+        folded = fold_(load_model(model, unsafe), given, steps, batch_size=batch_size)
+        console.print(folded.folding.table())
+        _save(folded, out, console)
+        return FOUND if folded.folding.refused else OK
+
+    return run(work)
+
+
+def explain(model: Path, unsafe: bool) -> int:
+    """`batchnorm explain`."""
+    from batchnorm.tools.explanation import explain as explain_
+
+    def work(console: Console) -> int:
+        words = explain_(load_model(model, unsafe))
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+        return OK
+
+    return run(work)
+
+
+def _save(model: Any, out: Path, console: Console) -> int:
+    model.save(out)
+    console.print(f"Wrote {out}.", soft_wrap=True)
+    return OK

@@ -1,0 +1,150 @@
+"""The user's data as batches of model inputs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from batchnorm.tools.norms import is_keras, is_tensor_of_torch
+
+
+class Batches:
+    """Inputs, batch by batch, as often as they are asked for.
+
+    An array (or a dictionary of them: a model with named inputs; or a tuple `(x, labels, ...)`, as
+    `fit` takes them) is cut into batches of `batch_size`. Anything else that can be iterated is
+    taken as batches that were cut before: a list of arrays, a `tf.data.Dataset`, a `DataLoader`, a
+    `PyDataset`. A batch is an array, a list or dictionary of arrays, or a tuple `(x, labels, ...)`
+    of which only x is used; for PyTorch modules, and from a `DataLoader`, a list is such a tuple.
+    Empty batches are passed over.
+
+    Attributes:
+        total: how many batches there are; None where only reading tells.
+        again: whether they can be read more than once.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it must be.
+    """
+
+    def __init__(
+        self, model: Any, data: Any, batch_size: int, steps: int | None, owner: str
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("steps", steps)):
+            if value is None and name == "steps":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{owner}: {name} must be a positive integer; got {value!r}.")
+        self._model, self._data, self._size, self._steps = model, data, batch_size, steps
+        self._whole = _is_whole(data)
+        if not self._whole and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+            raise TypeError(
+                f"{owner}: data must be an array, a tuple (x, labels) or batches of them; got "
+                f"{type(data).__name__}."
+            )
+        self.again = self._whole or not hasattr(data, "__next__")
+        self.total = self._count()
+
+    def __iter__(self) -> Iterator[Any]:
+        done = 0
+        for x in self._cut() if self._whole else self._given():
+            if self._steps is not None and done == self._steps:
+                return
+            if rows(x) > 0:
+                done += 1
+                yield _for_model(self._model, x)
+
+    def _count(self) -> int | None:
+        if self._whole:
+            known: int | None = -(-rows(_inputs(self._data)) // self._size)
+        else:
+            try:
+                known = len(self._data)
+            except TypeError:
+                known = None
+        if self._steps is None or known is None:
+            return known if self._steps is None else self._steps
+        return min(known, self._steps)
+
+    def _cut(self) -> Iterator[Any]:
+        x = _inputs(self._data)
+        for start in range(0, rows(x), self._size):
+            yield _map(x, lambda leaf, at=start: leaf[at : at + self._size])
+
+    def _given(self) -> Iterator[Any]:
+        keras = sys.modules.get("keras")
+        data = self._data
+        if keras is not None and isinstance(data, keras.utils.PyDataset):
+            batches = (data[index] for index in range(data.num_batches))
+        else:
+            batches = iter(data)
+        # a DataLoader collates (x, labels) into a list; Keras' models take a list as inputs
+        pairs = not is_keras(self._model) or _is_loader(data)
+        for batch in batches:
+            yield _inputs(tuple(batch) if pairs and isinstance(batch, list) else batch)
+
+
+def rows(x: Any) -> int:
+    """Rows of a batch."""
+    return int(_leaves(x)[0].shape[0])
+
+
+def _is_whole(data: Any) -> bool:
+    first = data[0] if isinstance(data, tuple) and data else data
+    return _is_array(first) or (
+        isinstance(first, Mapping) and all(_is_array(one) for one in first.values())
+    )
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _is_loader(data: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(data, torch.utils.data.DataLoader)
+
+
+def _inputs(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
+def _leaves(x: Any) -> list[Any]:
+    if isinstance(x, Mapping):
+        return [leaf for one in x.values() for leaf in _leaves(one)]
+    if isinstance(x, (list, tuple)):
+        return [leaf for one in x for leaf in _leaves(one)]
+    return [x]
+
+
+def _map(x: Any, function: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {key: _map(one, function) for key, one in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_map(one, function) for one in x]
+    return function(x)
+
+
+def _for_model(model: Any, x: Any) -> Any:
+    """The batch in the framework of the model, where its parameters are."""
+    if is_keras(model):
+        on_torch = sys.modules["keras"].backend.backend() == "torch"
+        return _map(x, lambda leaf: leaf if on_torch and is_tensor_of_torch(leaf) else _host(leaf))
+    torch = sys.modules["torch"]
+    like = next((one for one in model.parameters() if one.is_floating_point()), None)
+
+    def move(leaf: Any) -> Any:
+        given = leaf if is_tensor_of_torch(leaf) else torch.as_tensor(np.asarray(leaf))
+        if like is None:
+            return given
+        # NumPy computes in float64 unless told otherwise: a module would refuse that
+        cast = not is_tensor_of_torch(leaf) and given.is_floating_point()
+        return given.to(like.device, like.dtype if cast else given.dtype)
+
+    return _map(x, move)
+
+
+def _host(leaf: Any) -> np.ndarray:
+    return leaf.detach().cpu().numpy() if is_tensor_of_torch(leaf) else np.asarray(leaf)

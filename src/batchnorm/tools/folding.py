@@ -1,0 +1,114 @@
+"""Models without batch normalization, for inference: `fold`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from batchnorm.tools.data import Batches
+from batchnorm.tools.norms import is_keras
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A layer that stayed, and why."""
+
+    layer: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What `fold` did: the attribute `folding` of the model that it returned.
+
+    Attributes:
+        folded: pairs (batch-normalization layer, the layer that took it in).
+        refused: the layers that stayed.
+        difference: the largest |output after - before| over the data, divided by the largest
+            |output before|; None without data.
+    """
+
+    folded: tuple[tuple[str, str], ...]
+    refused: tuple[Refusal, ...]
+    difference: float | None
+
+    def table(self) -> Table:
+        """What was folded and what was not, for the terminal."""
+        words = "" if self.difference is None else f"; outputs differ by {self.difference:.1e}"
+        title = f"Folded {len(self.folded)}, kept {len(self.refused)}{words}"
+        result = Table(title=title, title_justify="left")
+        result.add_column("layer", no_wrap=True)
+        result.add_column("into, or why not")
+        for name, into in self.folded:
+            result.add_row(name, into)
+        for one in self.refused:
+            result.add_row(one.layer, f"[red]kept:[/red] {one.reason}")
+        return result
+
+
+def fold(model: Any, data: Any = None, steps: int | None = None, *, batch_size: int = 32) -> Any:
+    """A new Keras model that computes the same in inference, without batch normalization.
+
+    Each batch normalization goes into the linear layer before it, else into the one behind it,
+    else into a batch normalization before it: Dense, Conv1D to 3D with groups, depthwise,
+    separable and transposed convolutions. Weights are computed in float64 and cast once. Layers
+    that do nothing in inference (dropout) may lie between.
+
+    Where that would not be exact the layer stays: a shared layer, an activation in between, a
+    second consumer, a normalization that adds an offset before a convolution that pads.
+    `result.folding` lists what was folded, every refusal with its reason, and how far the outputs
+    are apart on the data.
+
+    The result is for inference: do not train it. The given model is not changed, nothing is shared.
+
+    Args:
+        model: a functional or sequential Keras model; models inside it are folded too.
+        data, steps, batch_size: what the outputs are compared on, as for `reestimate`.
+
+    Raises:
+        TypeError, ValueError: the model is not such a model, or an argument is not what it must be.
+
+    Reference: Jacob et al. 2018, "Quantization and training of neural networks", section 3.2.
+    """
+    if not is_keras(model):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise TypeError(
+            f"fold: model must be a Keras model; got {kind}. For PyTorch modules there is "
+            "torch.nn.utils.fusion."
+        )
+    from batchnorm.tools.rebuilding import Rebuilding, functional
+
+    if functional(model) is None:
+        raise ValueError(
+            "fold: model must be functional or sequential with a known input shape, so that its "
+            f"graph is known; got {type(model).__name__}."
+        )
+    batches = None if data is None else Batches(model, data, batch_size, steps, "fold")
+    rebuilding = Rebuilding(model)
+    result = rebuilding.model()
+    folded, refused = tuple(rebuilding.folded), tuple(rebuilding.refused)
+    difference = None if batches is None else largest_difference(model, result, batches)
+    result.folding = Folding(folded, refused, difference)
+    return result
+
+
+def largest_difference(before: Any, after: Any, batches: Any) -> float:
+    """The largest difference of two Keras models' outputs, relative to the largest output."""
+    import keras
+
+    largest = most = 0.0
+    for batch in batches:
+        pairs = [keras.tree.flatten(model(batch, training=False)) for model in (before, after)]
+        for old, new in zip(*pairs, strict=True):
+            was, now = (
+                np.asarray(keras.ops.convert_to_numpy(one), np.float64) for one in (old, new)
+            )
+            largest = max(largest, float(np.max(np.abs(now - was), initial=0.0)))
+            most = max(most, float(np.max(np.abs(was), initial=0.0)))
+    return largest / most if most else largest

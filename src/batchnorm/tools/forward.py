@@ -1,0 +1,200 @@
+"""Models run with a visitor in every batch-normalization layer, and left as they were.
+
+A Keras model runs under a `StatelessScope`, so that whatever its layers assign never reaches their
+variables: an interruption at any point leaves the model bit for bit as it was. JAX and TensorFlow
+compile the pass once. A PyTorch module is put back from copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchnorm.tools.norm import Norm
+from batchnorm.tools.norms import is_keras
+
+Proceed = Callable[..., Any]
+# Called for each call of a layer: (index of the norm, its input, mask, weights, proceed, given).
+# Returns the layer's output and a tuple of tensors to hand out. `proceed()` is the layer itself,
+# `proceed(mean, variance)` with these in place of its moving statistics, `proceed(training=True)`
+# as in training.
+Visit = Callable[[int, Any, Any, Any, Proceed, Any], tuple[Any, Any]]
+Results = dict[str, list[Any]]  # by index of the norm: what the visitor handed out at each call
+
+
+class Program:
+    """Forward passes over a batch, one for each visitor; every other layer is in inference.
+
+    Called with a batch and `given`, a tree of arrays for the visitors. Returns what each handed
+    out, as NumPy arrays.
+
+    Attributes:
+        order: indices of the norms in the order in which the model calls them; known after the
+            first call.
+    """
+
+    def __init__(self, model: Any, norms: Sequence[Norm], visits: Sequence[Visit]) -> None:
+        self._model, self._norms, self._visits = model, norms, visits
+        self.order: list[int] = []
+        self._keras = is_keras(model)
+        self._run = self._keras_program() if self._keras else self._torch_passes
+
+    def __call__(self, batch: Any, given: Any) -> list[Results]:
+        return _to_numpy(self._run(batch, given))
+
+    def _passes(
+        self, batch: Any, given: Any, scope: Callable[[], Any] = contextlib.nullcontext
+    ) -> list[Results]:
+        """The passes themselves, eagerly or under a trace; each in a scope of its own."""
+        every: list[Results] = []
+        for visit in self._visits:
+            results: Results = {}
+            with scope(), _visited(self._norms, visit, given, results):
+                if self._keras:
+                    self._model(batch, training=False)
+                else:
+                    self._model(batch)
+            every.append(results)
+        self.order = [int(key) for key in every[0]]
+        return every
+
+    def _keras_program(self) -> Callable[[Any, Any], Any]:
+        keras = sys.modules["keras"]
+        backend, model = keras.backend.backend(), self._model
+
+        def passes(batch: Any, given: Any) -> Any:
+            return self._passes(batch, given, keras.StatelessScope)
+
+        if backend == "torch":
+            torch = sys.modules["torch"]
+
+            def eager(batch: Any, given: Any) -> Any:
+                with torch.no_grad():
+                    return passes(batch, _map_arrays(given, keras.ops.convert_to_tensor))
+
+            return eager
+        if getattr(model, "run_eagerly", False):
+            return lambda batch, given: passes(
+                batch, _map_arrays(given, keras.ops.convert_to_tensor)
+            )
+        if backend == "tensorflow":
+            tf = sys.modules["tensorflow"]
+            compiled = tf.function(passes, reduce_retracing=True)
+
+            def run(batch: Any, given: Any) -> Any:
+                # numbers and NumPy scalars would each be traced anew
+                return compiled(*_map_arrays((batch, given), tf.convert_to_tensor))
+
+            return run
+        return self._jax_program()
+
+    def _jax_program(self) -> Callable[[Any, Any], Any]:
+        import jax
+
+        keras, model = sys.modules["keras"], self._model
+        variables = model.variables
+
+        def passes(values: Any, batch: Any, given: Any) -> Any:
+            # as arguments: constants in the program would be folded, and compiled for ever
+            held = list(zip(variables, values, strict=True))
+            return self._passes(batch, given, lambda: keras.StatelessScope(state_mapping=held))
+
+        compiled = jax.jit(passes)
+        return lambda batch, given: compiled([one.value for one in variables], batch, given)
+
+    def _torch_passes(self, batch: Any, given: Any) -> Any:
+        torch = sys.modules["torch"]
+        given = _map_arrays(given, torch.as_tensor)
+        with torch.no_grad(), put_back(self._model):
+            self._model.eval()
+            return self._passes(batch, given, lambda: put_back(self._model))
+
+
+@contextlib.contextmanager
+def put_back(model: Any) -> Iterator[None]:
+    """Whatever happens inside, buffers and modes of a PyTorch module are what they were."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        with sys.modules["torch"].no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _visited(norms: Sequence[Norm], visit: Visit, given: Any, results: Results) -> Iterator[None]:
+    """Layers whose `call` (torch: `forward`) goes through the visitor."""
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(layer: Any, name: str, value: Any) -> None:
+        # into the instance's dictionary: its `__setattr__` would track the value
+        changed.append((vars(layer), name, vars(layer).get(name, changed)))
+        vars(layer)[name] = value
+
+    try:
+        for index, norm in enumerate(norms):
+            if hasattr(norm.layer, "call"):
+                put(norm.layer, "_remat_mode", None)  # nothing is differentiated here
+                put(norm.layer, "call", _visiting(index, norm, visit, given, results))
+            else:
+                put(norm.layer, "forward", _visiting(index, norm, visit, given, results))
+        yield
+    finally:
+        for attributes, name, value in reversed(changed):
+            if value is changed:  # there was none
+                attributes.pop(name, None)
+            else:
+                attributes[name] = value
+
+
+def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results) -> Any:
+    layer = norm.layer
+    original = layer.call if hasattr(layer, "call") else layer.forward
+    signature = inspect.signature(original)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(*args, **kwargs).arguments
+        x = next(iter(arguments.values()))
+        mask = arguments.get("mask")
+        if mask is None:
+            mask = getattr(x, "_keras_mask", None)
+
+        def proceed(mean: Any = None, variance: Any = None, training: bool | None = None) -> Any:
+            if mean is not None:
+                norm.place(mean, variance)
+            extra = {} if training is None else {"training": training}
+            return original(*args, **{**kwargs, **extra})
+
+        outputs, result = visit(index, x, mask, arguments.get("batch_weights"), proceed, given)
+        results.setdefault(str(index), []).append(result)
+        return outputs
+
+    return call
+
+
+def _map_arrays(tree: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _map_arrays(one, function) for key, one in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        parts = [_map_arrays(one, function) for one in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return function(tree)
+
+
+def _to_numpy(tree: Any) -> Any:
+    def convert(leaf: Any) -> np.ndarray:
+        if hasattr(leaf, "detach"):
+            leaf = leaf.detach().cpu()
+            leaf = leaf.float() if str(leaf.dtype) == "torch.bfloat16" else leaf
+        return np.asarray(leaf)
+
+    return _map_arrays(tree, convert)

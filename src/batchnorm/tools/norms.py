@@ -1,0 +1,110 @@
+"""The batch-normalization layers of a model: `find`."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from batchnorm.tools.norm import Norm
+
+
+def is_keras(model: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(model, keras.layers.Layer)
+
+
+def is_torch(model: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def find(model: Any, owner: str, pattern: str | None = None) -> list[Norm]:
+    """Every batch-normalization layer of a model, as its attributes hold them.
+
+    Args:
+        pattern: only layers whose names match it, as file names do ("block1_*").
+
+    Raises:
+        TypeError: the model is neither a Keras layer nor a PyTorch module.
+        ValueError: it is not built, has no such layer, or none that matches.
+    """
+    if is_keras(model):
+        found = _keras_norms(model, owner)
+    elif is_torch(model):
+        found = _torch_norms(model)
+    else:
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise TypeError(
+            f"{owner}: model must be a Keras model or a PyTorch module; got {kind}. Import its "
+            "framework and build the model first."
+        )
+    if not found:
+        raise ValueError(
+            f"{owner}: model must have at least one batch-normalization layer with moving "
+            f"statistics; got {type(model).__name__} without one."
+        )
+    matching = [norm for norm in found if pattern is None or fnmatchcase(norm.name, pattern)]
+    if not matching:
+        raise ValueError(
+            f"{owner}: pattern must match a batch-normalization layer; got {pattern!r}. The first "
+            f"of {len(found)} is {found[0].name!r}."
+        )
+    return matching
+
+
+def _keras_norms(model: Any, owner: str) -> list[Norm]:
+    keras = sys.modules["keras"]
+    layers = [
+        layer
+        for layer in dict.fromkeys(model._flatten_layers(include_self=True, recursive=True))
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    if layers and not all(layer.built for layer in layers):
+        missing = next(layer.name for layer in layers if not layer.built)
+        raise ValueError(
+            f"{owner}: model must be built; got one whose layer {missing!r} is not. Call it on a "
+            "batch first."
+        )
+    from batchnorm.tools.norm_keras import KerasNorm, OwnNorm
+
+    ours = sys.modules.get("batchnorm.keras.base")
+    names = _names(layers, lambda layer: layer.name, lambda layer: getattr(layer, "path", None))
+    return [
+        OwnNorm(layer, name)
+        if ours is not None and isinstance(layer, ours.BatchNormalizationBase)
+        else KerasNorm(layer, name)
+        for layer, name in zip(layers, names, strict=True)
+    ]
+
+
+def _torch_norms(model: Any) -> list[Norm]:
+    from batchnorm.tools.norm_torch import TorchNorm
+
+    kind = sys.modules["torch"].nn.modules.batchnorm._BatchNorm
+    return [
+        TorchNorm(module, name or type(module).__name__, model.training)
+        for name, module in model.named_modules()
+        if isinstance(module, kind) and module.running_mean is not None
+    ]
+
+
+def _names(
+    layers: Sequence[Any], short: Callable[[Any], str], long: Callable[[Any], str | None]
+) -> list[str]:
+    """The layers' names: with the path where the name alone is taken, numbered where that is."""
+    common = Counter(map(short, layers))
+    names = [(common[short(one)] > 1 and long(one)) or short(one) for one in layers]
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return result
+
+
+def is_tensor_of_torch(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)

@@ -1,0 +1,122 @@
+"""Sick models, each made on purpose, with the layer and the cause that the inspector must name.
+
+Real handwritten digits run through a small network; what makes a model sick is how its statistics
+were (not) learned. The pictures of docs/tools.md are made from the same models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+import batchnorm
+from batchnorm.demo.data import load
+from tool_models import KINDS
+
+SIZE = 100  # rows of a batch
+
+
+@dataclass(frozen=True)
+class Sick:
+    """A model, the data it is inspected with, and what is wrong: None for a healthy one."""
+
+    words: str
+    layer: str | None
+    cause: str | None
+    make: Callable[[str], tuple[keras.Model, Sequence[np.ndarray]]]
+
+
+def network(kind: str, momentum: float = 0.9) -> keras.Model:
+    """Digits as rows of 64 pixels, and three normalized layers."""
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((64,))
+    for index in (1, 2, 3):
+        x = keras.layers.Dense(32)(x)
+        x = KINDS[kind](momentum=momentum, name=f"norm{index}")(x)
+        x = keras.layers.ReLU()(x)
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
+def shuffled(size: int = SIZE) -> list[np.ndarray]:
+    """The training images in batches, as they come."""
+    images = load().train_images.reshape(-1, 64)
+    return [images[start : start + size] for start in range(0, len(images) - size + 1, size)]
+
+
+def sorted_by_class() -> list[np.ndarray]:
+    """Batches that hold one digit each."""
+    digits = load()
+    images = digits.train_images.reshape(-1, 64)
+    return [images[digits.train_labels == label][:SIZE] for label in range(10)]
+
+
+def learn(model: keras.Model, batches: Sequence[np.ndarray], steps: int, training: Any = True):
+    """Lets the moving statistics learn from so many batches; returns the model."""
+    for step in range(steps):
+        model(batches[step % len(batches)], training=training)
+    return model
+
+
+def _healthy(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+    return learn(network(kind), shuffled(), 60), shuffled()
+
+
+def _slow(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+    return learn(network(kind, momentum=0.999), shuffled(), 30), shuffled()
+
+
+def _poisoned(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+    model, data = _healthy(kind)
+    variance = model.get_layer("norm2").moving_variance
+    value = np.array(keras.ops.convert_to_numpy(variance.value))
+    value[5] = np.nan
+    variance.assign(value)
+    return model, data
+
+
+def _unlike(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+    return learn(network(kind), sorted_by_class(), 60), sorted_by_class()
+
+
+def _frozen(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+    model = network(kind)
+    batchnorm.freeze(model, pattern="norm2")
+    return learn(model, shuffled(), 60), shuffled()
+
+
+def _never(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+    return learn(network(kind), shuffled(), 60, training=False), shuffled()
+
+
+def _tiny(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+    return learn(network(kind, momentum=0.98), shuffled(4), 290), shuffled(4)
+
+
+def _other(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+    return learn(network(kind), shuffled(), 60), [1 - images for images in shuffled()]
+
+
+GALLERY = {
+    "healthy": Sick("60 batches at momentum 0.9, shuffled", None, None, _healthy),
+    "momentum too slow": Sick("30 batches at momentum 0.999", "norm1", "too slow", _slow),
+    "poisoned": Sick(
+        "one channel's moving variance is NaN, from a checkpoint", "norm2", "poisoned", _poisoned
+    ),
+    "batches not i.i.d.": Sick(
+        "each batch holds one digit only", "norm1", "unlike batches", _unlike
+    ),
+    "frozen by mistake": Sick(
+        "the middle layer was frozen before training", "norm2", "frozen", _frozen
+    ),
+    "updates never ran": Sick(
+        "training called the model without training=True", "norm1", "never updated", _never
+    ),
+    "tiny batches": Sick("batches of 4 rows", "norm1", "tiny groups", _tiny),
+    "other data": Sick(
+        "trained on dark digits on white, evaluated on white on dark", "norm1", "other data", _other
+    ),
+}

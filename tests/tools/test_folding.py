@@ -1,0 +1,366 @@
+"""Folding: the same outputs without batch normalization, or a refusal that says why."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import batchnorm
+from batchnorm.keras import BatchNormalization
+from tool_models import KINDS, dense, rows, weights_of
+
+pytestmark = pytest.mark.keras
+
+layers = keras.layers
+KERAS = layers.BatchNormalization
+SIZES = {1: (9,), 2: (9, 8), 3: (6, 5, 7)}
+KINDS_OF = {
+    "conv": {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D},
+    "transposed": {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose},
+    "depthwise": {1: layers.DepthwiseConv1D, 2: layers.DepthwiseConv2D},
+    "separable": {1: layers.SeparableConv1D, 2: layers.SeparableConv2D},
+}
+# TensorFlow on the CPU computes channels-last only, and no groups.
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+
+def shake(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Statistics and parameters as training leaves them: everywhere different, nowhere 0 and 1."""
+    random = np.random.default_rng(seed)
+    for layer in model._flatten_layers():
+        if isinstance(layer, KERAS):
+            shape = layer.moving_mean.shape
+            layer.moving_mean.assign(random.normal(0, 0.5, shape))
+            layer.moving_variance.assign(random.uniform(0.5, 2, shape))
+            if layer.gamma is not None:
+                layer.gamma.assign(random.choice([-1, 1], shape) * random.uniform(0.5, 1.5, shape))
+            if layer.beta is not None:
+                layer.beta.assign(random.normal(0, 0.5, shape))
+    return model
+
+
+def reasons(folded) -> dict[str, str]:
+    return {one.layer: one.reason for one in folded.folding.refused}
+
+
+def left(model) -> list[str]:
+    return [one.name for one in model._flatten_layers() if isinstance(one, KERAS)]
+
+
+@st.composite
+def linear_layers(draw, rank: int, axis: int):
+    """A kind of linear layer, and its options."""
+    kind = draw(st.sampled_from([name for name, ranks in KINDS_OF.items() if rank in ranks]))
+    options = {
+        "kernel_size": draw(st.integers(1, 3)),
+        "padding": draw(st.sampled_from(["valid", "same"])),
+        "use_bias": draw(st.booleans()),
+        "data_format": "channels_first" if axis == 1 else "channels_last",
+    }
+    if draw(st.booleans()):
+        options["strides"] = 2
+    elif kind in ("conv", "depthwise"):
+        options["dilation_rate"] = draw(st.integers(1, 2))
+    if kind in ("depthwise", "separable"):
+        options["depth_multiplier"] = draw(st.integers(1, 2))
+    if kind != "depthwise":
+        options["filters"] = draw(st.sampled_from([2, 6]))
+    if kind == "conv" and not ON_TENSORFLOW:
+        options["groups"] = draw(st.sampled_from([1, 2]))
+    return KINDS_OF[kind][rank], options
+
+
+@st.composite
+def zoo(draw):
+    """How to build a model with normalizations before and behind a linear layer, some in a row."""
+    rank = draw(st.sampled_from([1, 2, 3]))
+    axis = -1 if ON_TENSORFLOW else draw(st.sampled_from([-1, 1]))
+    flags = st.lists(st.tuples(st.sampled_from(list(KINDS)), st.booleans()), max_size=2)
+    before, behind = draw(flags), draw(flags)
+    return rank, axis, before, draw(linear_layers(rank, axis)), behind, draw(st.integers(0, 99))
+
+
+def build_zoo(rank, axis, before, linear, behind, seed) -> keras.Model:
+    shape = (*SIZES[rank], 4) if axis == -1 else (4, *SIZES[rank])
+    x = inputs = keras.Input(shape)
+    for index, (kind, center) in enumerate(before):
+        x = KINDS[kind](axis=axis, center=center, name=f"before{index}")(x)
+    x = linear[0](name="linear", **linear[1])(x)
+    for index, (kind, scale) in enumerate(behind):
+        x = KINDS[kind](axis=axis, scale=scale, name=f"behind{index}")(x)
+    return shake(keras.Model(inputs, layers.ReLU()(x)), seed)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(zoo())
+def test_a_zoo_of_linear_layers_puts_out_the_same(made):
+    model = build_zoo(*made)
+    shape = model.input_shape[1:]
+    x = np.random.default_rng(1).normal(0.5, 1, (3, *shape)).astype(np.float32)
+    folded = batchnorm.fold(model, x)
+    assert folded.folding.difference <= 1e-5
+    remaining = left(folded)
+    assert remaining == list(reasons(folded))
+    assert all(name.startswith("before") for name in remaining)
+    assert all("pads its input" in one or "transposed" in one for one in reasons(folded).values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_layers_take_both_sides(kind):
+    model = shake(dense(kind))
+    folded = batchnorm.fold(model, rows(20, mean=1.0))
+    assert [name for name, _ in folded.folding.folded] == ["first", "second"]
+    assert left(folded) == []
+    assert folded.folding.difference <= 1e-5
+
+
+def test_a_given_model_is_left_bit_for_bit_and_shares_nothing():
+    model = shake(dense("ours"))
+    before = weights_of(model)
+    folded = batchnorm.fold(model)
+    for variable in folded.variables:
+        variable.assign(keras.ops.zeros_like(variable.value))
+    assert weights_of(model) == before
+    assert folded.folding.difference is None
+
+
+def test_an_activation_of_our_layer_moves_into_the_linear_one():
+    x = inputs = keras.Input((5,))
+    x = layers.Dense(4, name="dense")(x)
+    model = shake(keras.Model(inputs, BatchNormalization(activation="relu")(x)))
+    folded = batchnorm.fold(model, rows(20, mean=1.0))
+    assert folded.get_layer("dense").activation is keras.activations.relu
+    assert folded.folding.difference <= 1e-5
+
+
+def test_dropout_in_between_does_not_matter():
+    x = inputs = keras.Input((5,))
+    x = layers.Dropout(0.5)(layers.Dense(4)(x))
+    model = shake(keras.Model(inputs, KERAS(name="norm")(x)))
+    folded = batchnorm.fold(model, rows(20, mean=1.0))
+    assert left(folded) == []
+    assert folded.folding.difference <= 1e-5
+
+
+def test_normalizations_in_a_row_become_one_where_no_linear_layer_is():
+    x = inputs = keras.Input((5,))
+    x = KERAS(name="a")(x)
+    x = BatchNormalization(name="b", center=False)(x)
+    model = shake(keras.Model(inputs, layers.ReLU()(KERAS(name="c", scale=False)(x))))
+    folded = batchnorm.fold(model, rows(20, mean=1.0))
+    assert folded.folding.folded == (("b", "a"), ("c", "a"))
+    assert left(folded) == ["a"]
+    assert folded.folding.difference <= 1e-5
+
+
+def test_models_inside_models_are_folded_too():
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), KERAS(name="norm"), layers.ReLU()], name="inner"
+    )
+    inputs = keras.Input((5,))
+    model = shake(keras.Model(inputs, inner(layers.Dense(4)(inputs))))
+    folded = batchnorm.fold(model, rows(20, mean=1.0))
+    assert left(folded) == []
+    assert folded.folding.folded[0][0] == "inner/norm"
+    assert folded.folding.difference <= 1e-5
+
+
+def test_a_folded_model_is_saved_and_loaded(tmp_path):
+    folded = batchnorm.fold(shake(dense("ours")))
+    x = rows(8, mean=1.0)
+    folded.save(tmp_path / "folded.keras")
+    loaded = keras.models.load_model(tmp_path / "folded.keras")
+    np.testing.assert_array_equal(
+        *(keras.ops.convert_to_numpy(one(x, training=False)) for one in (loaded, folded))
+    )
+
+
+def refused(build) -> str:
+    """The reason why the layer "norm" of a built graph is kept; its outputs stay the same."""
+    inputs = keras.Input((6, 5))
+    model = shake(keras.Model(inputs, build(inputs)))
+    x = np.random.default_rng(1).normal(0.5, 1, (3, 6, 5)).astype(np.float32)
+    folded = batchnorm.fold(model, x)
+    assert folded.folding.difference <= 1e-5
+    return reasons(folded)["norm"]
+
+
+def norm(x, **options):
+    return BatchNormalization(name="norm", **options)(x)
+
+
+def relu(x):
+    return layers.ReLU(name="relu")(x)
+
+
+def test_an_activation_in_between_is_refused():
+    def build(x):
+        return layers.ReLU(name="behind")(norm(relu(layers.Dense(4)(x))))
+
+    assert refused(build) == (
+        "not into what is before it: 'relu' (ReLU) is no linear layer that fold knows; not into "
+        "what is behind it: 'behind' (ReLU) is no linear layer that fold knows"
+    )
+
+
+def test_an_activation_of_the_linear_layer_is_refused():
+    reason = refused(lambda x: relu(norm(layers.Dense(4, activation="tanh", name="dense")(x))))
+    assert reason == (
+        "not into what is before it: 'dense' ends in the activation 'tanh'; not into what is "
+        "behind it: 'relu' (ReLU) is no linear layer that fold knows"
+    )
+
+
+def test_a_second_consumer_is_refused():
+    def build(x):
+        y = layers.Dense(4, name="dense")(x)
+        return layers.Add(name="add")([norm(y), y])
+
+    assert refused(build) == (
+        "not into what is before it: the output of 'dense' has more than one consumer: 'norm', "
+        "'add'; not into what is behind it: 'add' (Add) is no linear layer that fold knows"
+    )
+
+
+def test_an_output_of_the_model_is_refused():
+    def build(x):
+        y = layers.Dense(4, name="dense")(x)
+        return [y, norm(y)]
+
+    assert refused(build) == (
+        "not into what is before it: the output of 'dense' is an output of the model; not into "
+        "what is behind it: the output of 'norm' is an output of the model"
+    )
+
+
+def test_a_shared_linear_layer_is_refused():
+    def build(x):
+        dense_ = layers.Dense(5, name="dense")
+        return norm(dense_(dense_(x)))
+
+    assert refused(build).startswith(
+        "not into what is before it: 'dense' is shared: called 2 times; not into"
+    )
+
+
+def test_a_shared_normalization_is_refused():
+    def build(x):
+        shared = BatchNormalization(name="norm")
+        return shared(layers.Dense(5)(shared(layers.Dense(5)(x))))
+
+    assert refused(build) == "it is shared: called 2 times"
+
+
+def test_padding_that_is_not_normalized_is_refused():
+    def build(x):
+        return layers.Conv1D(4, 3, padding="causal", name="conv")(norm(x))
+
+    assert refused(build).endswith(
+        "not into what is behind it: 'conv' pads its input (padding='causal') with zeros that are "
+        "not normalized"
+    )
+
+
+def test_a_transposed_convolution_behind_an_offset_is_refused():
+    assert refused(lambda x: layers.Conv1DTranspose(4, 3, name="conv")(norm(x))).endswith(
+        "'conv' is transposed: its edges see fewer inputs, and so less of the offset"
+    )
+
+
+def test_channels_elsewhere_are_refused():
+    def build(x):
+        return relu(norm(layers.Dense(5, name="dense")(x), axis=1))
+
+    assert refused(build).startswith(
+        "not into what is before it: 'dense' has its channels on axis -1, this on 1; not into"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"statistics": "batch"}, "it normalizes with the batch (statistics='batch')"),
+        (
+            {"update_statistics": True},
+            "inference updates its statistics (update_statistics=True)",
+        ),
+        ({"axis": [1, 2]}, "it normalizes several axes: [1, 2]"),
+    ],
+)
+def test_a_normalization_that_is_no_affine_map_is_refused(options, reason):
+    inputs = keras.Input((6, 5))
+    model = keras.Model(inputs, norm(layers.Dense(4)(inputs), **options))
+    assert reasons(batchnorm.fold(model)) == {"norm": reason}
+
+
+def test_training_true_is_refused():
+    inputs = keras.Input((6, 5))
+    outputs = BatchNormalization(name="norm")(layers.Dense(4)(inputs), training=True)
+    assert reasons(batchnorm.fold(keras.Model(inputs, outputs))) == {
+        "norm": "it is called with training=True: it normalizes with the batch"
+    }
+
+
+def test_another_precision_is_refused():
+    reason = refused(
+        lambda x: relu(
+            norm(layers.Dense(4, name="dense", dtype="float32")(x), dtype="mixed_float16")
+        )
+    )
+    assert reason.startswith(
+        "not into what is before it: 'dense' computes in float32, this in float16; not into"
+    )
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    model = dense("ours")
+    model.get_layer("first").moving_mean.assign([np.nan] * 5)
+    assert reasons(batchnorm.fold(model)) == {
+        "first": "its statistics or parameters are not finite; see batchnorm.repair"
+    }
+
+
+def test_layers_inside_wrappers_are_refused():
+    inputs = keras.Input((6, 5))
+    outputs = layers.TimeDistributed(BatchNormalization(name="norm"), name="each")(inputs)
+    assert reasons(batchnorm.fold(keras.Model(inputs, outputs))) == {
+        "norm": "it is inside 'each' (TimeDistributed), which is no model"
+    }
+
+
+def test_a_model_without_a_graph_is_named():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="functional") as raised:
+        batchnorm.fold(Own())
+    assert str(raised.value) == (
+        "fold: model must be functional or sequential with a known input shape, so that its graph "
+        "is known; got Own."
+    )
+
+
+def test_what_is_no_keras_model_is_named():
+    with pytest.raises(TypeError, match="Keras model") as raised:
+        batchnorm.fold("model")
+    assert str(raised.value) == (
+        "fold: model must be a Keras model; got builtins.str. For PyTorch modules there is "
+        "torch.nn.utils.fusion."
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the large networks run on torch")
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "EfficientNetB0"])
+def test_applications_lose_every_normalization_and_put_out_the_same(name):
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=(64, 64, 3), classes=10, classifier_activation=None
+    )
+    folded = batchnorm.fold(shake(model), np.random.default_rng(0).normal(0, 1, (4, 64, 64, 3)))
+    assert folded.folding.refused == ()
+    assert left(folded) == []
+    assert folded.folding.difference <= 1e-5

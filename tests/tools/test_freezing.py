@@ -1,0 +1,213 @@
+"""Freezing that holds, and words that say so."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import batchnorm
+from batchnorm.keras import BatchNormalization
+from tool_models import KINDS, dense, rows, statistics
+
+pytestmark = pytest.mark.keras
+
+X = rows(24)
+
+
+def remembered(model) -> list[list[float]]:
+    return [
+        one.tolist() for name in ("first", "second") for one in statistics(model.get_layer(name))
+    ]
+
+
+def parameters(model) -> list[list[float]]:
+    layers = [model.get_layer(name) for name in ("first", "second")]
+    return [
+        keras.ops.convert_to_numpy(one.value).tolist()
+        for layer in layers
+        for one in (layer.gamma, layer.beta)
+    ]
+
+
+def fit(model) -> None:
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    model.fit(X, np.ones((len(X), 3), np.float32), epochs=2, batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_moves_in_frozen_layers(kind):
+    model = dense(kind)
+    assert batchnorm.freeze(model) == ["first", "second"]
+    before = remembered(model), parameters(model)
+    fit(model)
+    assert (remembered(model), parameters(model)) == before
+
+
+def test_frozen_statistics_let_parameters_learn():
+    model = dense("ours")
+    batchnorm.freeze(model, "statistics")
+    statistics_before, parameters_before = remembered(model), parameters(model)
+    fit(model)
+    assert remembered(model) == statistics_before
+    assert parameters(model) != parameters_before
+
+
+def test_frozen_parameters_let_statistics_move():
+    model = dense("ours")
+    batchnorm.freeze(model, "parameters")
+    statistics_before, parameters_before = remembered(model), parameters(model)
+    fit(model)
+    assert remembered(model) != statistics_before
+    assert parameters(model) == parameters_before
+
+
+@pytest.mark.parametrize("what", ["statistics", "parameters", "both"])
+def test_what_is_frozen_survives_trainable_clones_and_files(what, tmp_path):
+    model = dense("ours")
+    batchnorm.freeze(model, what)
+    model.trainable = True
+    path = tmp_path / "model.keras"
+    model.save(path)
+    for other in (model, keras.models.clone_model(model), keras.models.load_model(path)):
+        before = remembered(other), parameters(other)
+        fit(other)
+        after = remembered(other), parameters(other)
+        assert (after[0] == before[0]) is (what != "parameters")
+        assert (after[1] == before[1]) is (what != "statistics")
+
+
+def test_a_model_that_has_trained_obeys_at_once():
+    model = dense("ours")
+    fit(model)
+    batchnorm.freeze(model, "statistics")
+    before = remembered(model)
+    model.fit(X, np.ones((len(X), 3), np.float32), batch_size=8, verbose=0)
+    assert remembered(model) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unfreeze_lets_everything_learn_again(kind):
+    model = dense(kind)
+    batchnorm.freeze(model)
+    batchnorm.unfreeze(model)
+    before = remembered(model), parameters(model)
+    fit(model)
+    assert remembered(model) != before[0]
+    assert parameters(model) != before[1]
+
+
+def test_a_pattern_chooses_layers():
+    model = dense("ours")
+    assert batchnorm.freeze(model, pattern="f*") == ["first"]
+    assert model.get_layer("second").statistics == "auto"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_context_manager_restores_even_what_was_frozen(kind):
+    model = dense(kind)
+    batchnorm.freeze(model, pattern="first")
+    words = batchnorm.explain(model)
+    with batchnorm.frozen(model):
+        assert batchnorm.explain(model) != words
+    assert batchnorm.explain(model) == words
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(model)
+    assert batchnorm.explain(model) == words
+
+
+def _interrupted(model) -> None:
+    with batchnorm.frozen(model):
+        raise KeyboardInterrupt
+
+
+def test_kerass_own_layer_freezes_as_a_whole_only():
+    model = dense("keras")
+    with pytest.raises(ValueError, match="what must be") as raised:
+        batchnorm.freeze(model, "statistics")
+    assert str(raised.value) == (
+        "freeze: what must be 'both' for Keras' own layer, whose `trainable` is one switch; got "
+        "'statistics' for 'first'. Use batchnorm.keras.BatchNormalization to choose."
+    )
+    assert model.get_layer("first").trainable
+
+
+def test_an_unknown_part_is_named():
+    with pytest.raises(ValueError, match="what must be") as raised:
+        batchnorm.unfreeze(dense("ours"), "gamma")
+    assert str(raised.value) == (
+        "unfreeze: what must be one of 'statistics', 'parameters', 'both'; got 'gamma'."
+    )
+
+
+def test_train_parameters_must_be_a_bool():
+    with pytest.raises(TypeError, match="train_parameters") as raised:
+        BatchNormalization(name="norm", train_parameters=1)
+    assert str(raised.value) == (
+        "BatchNormalization 'norm': train_parameters must be True or False; got 1."
+    )
+
+
+def explained(layer) -> str:
+    if not layer.built:
+        layer.build((None, 5))
+    words = batchnorm.explain(layer)
+    return words[: words.index(" It runs on")]
+
+
+BATCH, MOVING = (
+    "normalizes with the batch's own statistics",
+    "normalizes with the moving statistics",
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {},
+            f"With training=True it {BATCH} and updates the moving ones; with training=False it "
+            f"{MOVING} and leaves them alone. Gamma and beta are trained.",
+        ),
+        (
+            {"trainable": False},
+            f"With training=True and False alike it {MOVING} and leaves them alone, because "
+            "trainable=False. Gamma and beta are not trained.",
+        ),
+        (
+            {"statistics": "batch", "update_statistics": False, "center": False},
+            f"With training=True and False alike it {BATCH} and leaves the moving ones alone, "
+            "because statistics='batch', update_statistics=False. Gamma is trained.",
+        ),
+        (
+            {"virtual_batch_size": 4, "renorm": True, "scale": False, "center": False},
+            "With training=True it normalizes ghost batches of 4 with their own statistics, "
+            "corrected by renorm and updates the moving ones; with training=False it "
+            f"{MOVING} and leaves them alone. It has neither gamma nor beta.",
+        ),
+    ],
+)
+def test_explain_says_what_the_next_call_will_do(options, words):
+    assert explained(BatchNormalization(**options)) == words
+
+
+def test_explain_knows_kerass_own_layer():
+    layer = keras.layers.BatchNormalization(momentum=0.9, scale=False)
+    assert explained(layer) == (
+        f"With training=True it {BATCH} and updates the moving ones (keeping 0.9 of the old); with "
+        f"training=False it {MOVING} and leaves them alone. Beta is trained."
+    )
+    layer.trainable = False
+    assert explained(layer) == (
+        f"With training=True and False alike it {MOVING} and leaves them alone, because "
+        "trainable=False. Gamma and beta are not trained."
+    )
+
+
+def test_explain_names_the_path_and_counts_updates():
+    layer = BatchNormalization(fused=False)
+    layer(X, training=True)
+    assert batchnorm.explain(layer).endswith(
+        "It runs on composite operations. Not on our fused kernels: fused is False. Its statistics "
+        "have seen 1 updates."
+    )
