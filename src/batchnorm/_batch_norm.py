@@ -10,18 +10,24 @@ whatever `correct` does may be anything that is constant in x.
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from batchnorm import _axes
+from batchnorm._arguments import (
+    Rows,
+    check_vectors,
+    resolve_training,
+    row_of,
+    type_of_statistics,
+    view_of,
+)
 from batchnorm._correction import Affine, adjustment, compose, renorm_correction
 from batchnorm._moments import Moments, attached, merge_replicas
 from batchnorm._options import Options
 from batchnorm._statistics import State, initial_value, remember, state_names
-from batchnorm._weights import combined_weights, printable
+from batchnorm._weights import combined_weights
 from batchnorm.backends import backend_of
-from batchnorm.backends.composite import statistics_dtype
 
 Tensor = Any
 
@@ -162,7 +168,7 @@ def init(
     ops = backend_of(x)
     shape = ops.shape(x)
     vector = _axes.parameter_shape(shape, _axes.resolve(options.axis, len(shape), options.owner))
-    dtype = _statistics_dtype(ops, x, options.owner)
+    dtype = type_of_statistics(ops, x, options.owner)
     parameters = {}
     if scale:
         parameters["gamma"] = ops.full(vector, 1.0, dtype, x)
@@ -172,15 +178,6 @@ def init(
     state["num_updates"] = ops.full((), 0, "int32", x)
     state["skipped_updates"] = ops.full(vector, 0, "int32", x)
     return parameters, state
-
-
-def _statistics_dtype(ops: Any, x: Tensor, owner: str) -> str:
-    if ops.dtype(x) not in ("float16", "bfloat16", "float32", "float64"):
-        raise TypeError(
-            f"{owner}: x must be float16, bfloat16, float32 or float64; got {ops.dtype(x)}. Cast "
-            "it first."
-        )
-    return statistics_dtype(ops.dtype(x))
 
 
 def normalize(
@@ -200,7 +197,7 @@ def normalize(
             TensorFlow 1 graph reads it later, after the updates of earlier calls (D32).
     """
     ops = backend_of(x)
-    dtype = _statistics_dtype(ops, x, options.owner)
+    dtype = type_of_statistics(ops, x, options.owner)
     training = resolve_training(ops, training, options.owner)
     batch = {"auto": training, "batch": True, "moving": False}[options.statistics]
     update = training if options.update_statistics == "auto" else options.update_statistics
@@ -209,10 +206,10 @@ def normalize(
     if options.synchronized and (batch is not False or update is not False):
         replicas = ops.replicas(options.synchronized, options.owner)
 
-    view = _view(ops, options, x, batch, update)
-    _check_vectors(ops, options, view, parameters, state)
+    view = view_of(ops, options, x, batch, update)
+    check_vectors(ops, options, view, parameters, state)
     gamma, beta = (
-        None if parameters.get(name) is None else _row(ops, view, parameters[name], dtype)
+        None if parameters.get(name) is None else row_of(ops, view, parameters[name], dtype)
         for name in ("gamma", "beta")
     )
     old = Rows(ops, view, state, dtype)
@@ -266,35 +263,6 @@ def normalize(
     return y, _next_state(ops, options, old, _constant(ops, measured), update, fused)
 
 
-class Rows(Mapping[str, Any]):
-    """The state as `[R, C]`, constant, in the statistics' type; the number of updates is a scalar.
-
-    Each is laid out when it is asked for: inference needs two of them.
-    """
-
-    def __init__(self, ops: Any, view: _axes.View, state: Mapping[str, Tensor], dtype: str) -> None:
-        self.ops, self.view, self.state, self.dtype = ops, view, state, dtype
-        self.laid_out: State = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.laid_out:
-            constant = self.ops.stop_gradient(self.state[name])
-            self.laid_out[name] = _row(self.ops, self.view, constant, self.dtype)
-        return self.laid_out[name]
-
-    def undo(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Names and rows, in the state's own shapes and types."""
-        ops = self.ops
-        for name, given in self.state.items():
-            yield name, ops.cast(ops.reshape(rows[name], ops.shape(given)), ops.dtype(given))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.state)
-
-    def __len__(self) -> int:
-        return len(self.state)
-
-
 def _next_state(
     ops: Any, options: Options, old: Rows, measured: Moments, update: bool | Tensor, fused: bool
 ) -> State:
@@ -312,102 +280,6 @@ def _next_state(
             )
             return {name: ops.from_host(one, measured.mean) for name, one in there.undo(new)}
     return dict(old.undo(remember(ops, options, old, measured, update, grouped)))
-
-
-def resolve_training(ops: Any, training: Any, owner: str, name: str = "training") -> bool | Tensor:
-    """True, False, or a boolean scalar tensor that is not known yet; `name` is the argument's."""
-
-    def refusal(error: type[Exception]) -> Exception:
-        return error(
-            f"{owner}: {name} must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
-        )
-
-    if training is None:
-        return False
-    known: Any = training
-    if not isinstance(training, numbers.Integral):  # bool is one
-        if not ops.is_tensor(training) and not hasattr(training, "__array__"):
-            raise refusal(TypeError)
-        if tuple(training.shape) != ():
-            raise refusal(ValueError)
-        known = ops.concrete(training)
-        if known is None:
-            return ops.cast(training, "bool")
-    if known not in (0, 1):
-        raise refusal(ValueError)
-    return bool(known)
-
-
-def _view(
-    ops: Any, options: Options, x: Tensor, batch: bool | Tensor, update: bool | Tensor
-) -> _axes.View:
-    shape = ops.shape(x)
-    axes = _axes.resolve(options.axis, len(shape), options.owner)
-    options.check_axes(axes)
-    for axis in axes:
-        if ops.is_tensor(shape[axis]):
-            raise ValueError(
-                f"{options.owner}: the input must have a known size on axis {axis}; got an "
-                "unknown one. Set its static shape."
-            )
-    size = options.virtual_batch_size
-    if size is None or (batch is False and update is False):
-        return _axes.view(shape, axes)
-    samples, known = shape[0], not ops.is_tensor(shape[0])
-    message = (
-        f"{options.owner}: virtual_batch_size must divide the batch in training; got {size} for a "
-        f"batch of {samples if known else 'another size'}. Drop or pad the last batch."
-    )
-    divides = samples % size == 0 if known else ops.equal(samples % size, 0)
-    if ops.is_tensor(batch):
-        # Only known at run time whether to group, and inference takes any batch: as one group.
-        if known and divides:
-            return _axes.view(shape, axes, size, samples // size)
-        checked = ops.check(~batch if known else divides | ~batch, ValueError, message, samples)
-        if known:
-            return _axes.view(shape, axes, samples, 1)
-        groups = ops.maximum(ops.where(batch, checked // size, 1), 1)
-        return _axes.view(shape, axes, checked // groups, groups)
-    if not known:
-        samples = ops.check(divides, ValueError, message, samples)
-    elif not divides:
-        raise ValueError(message)
-    return _axes.view(shape, axes, size, samples // size)
-
-
-def _check_vectors(
-    ops: Any, options: Options, view: _axes.View, parameters: Any, state: Any
-) -> None:
-    if unknown := sorted(set(parameters) - {"gamma", "beta"}):
-        raise ValueError(
-            f"{options.owner}: parameters must have no other keys than gamma and beta; "
-            f"got {unknown}."
-        )
-    needed = state_names(options)
-    if missing := [name for name in needed if name not in state]:
-        raise ValueError(
-            f"{options.owner}: state must hold {', '.join(needed)}; got no {', '.join(missing)}. "
-            "Start from batchnorm.init with the same axis, renorm and zero_debias."
-        )
-    for name, vector in (*parameters.items(), *state.items()):
-        if vector is None or name == "num_updates":
-            continue
-        shape = tuple(ops.shape(vector))
-        if _axes.product(shape) != view.features:
-            expected = tuple(_axes.parameter_shape(view.shape, view.axes))
-            raise ValueError(
-                f"{options.owner}: {name} must have the shape {expected}; got {shape} for an "
-                f"input of shape {printable(ops, view.shape)} and axis {options.axis!r}."
-            )
-
-
-def _row(ops: Any, view: _axes.View, vector: Tensor, dtype: str) -> Tensor:
-    """A parameter or statistic as `[R, C]`, a counter too; the number of updates is a scalar."""
-    own = ops.dtype(vector)
-    if own.startswith("int"):
-        dtype = own
-    shape = view.row_shape if ops.shape(vector) else ()
-    return ops.cast(ops.reshape(vector, shape), dtype)
 
 
 def _takes_kernels(ops: Any, options: Options, x: Tensor) -> bool:

@@ -9,6 +9,6 @@ __all__ = [
     "BatchNormalization",
     "BatchNormalizationBase",
     "SyncBatchNormalization",
-    "set_synchronized",
     "WeightAveraging",
+    "set_synchronized",
 ]

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 
 from batchnorm import _axes
-from batchnorm._batch_norm import normalize, resolve_training
+from batchnorm._arguments import resolve_training
+from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
 from batchnorm._statistics import initial_value, state_names
 from batchnorm.backends import backend_of, why_not

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from batchnorm._batch_norm import resolve_training
+from batchnorm._arguments import resolve_training
 from batchnorm._options import Options
 from batchnorm.backends import tensorflow as backend
 from batchnorm.tf1 import _variables

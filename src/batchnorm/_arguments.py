@@ -1,0 +1,149 @@
+"""What a call was given: checked, and laid out as the three steps take it."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from batchnorm import _axes
+from batchnorm._options import Options
+from batchnorm._statistics import State, state_names
+from batchnorm._weights import printable
+from batchnorm.backends.composite import statistics_dtype
+
+Tensor = Any
+
+
+def type_of_statistics(ops: Any, x: Tensor, owner: str) -> str:
+    if ops.dtype(x) not in ("float16", "bfloat16", "float32", "float64"):
+        raise TypeError(
+            f"{owner}: x must be float16, bfloat16, float32 or float64; got {ops.dtype(x)}. Cast "
+            "it first."
+        )
+    return statistics_dtype(ops.dtype(x))
+
+
+def resolve_training(ops: Any, training: Any, owner: str, name: str = "training") -> bool | Tensor:
+    """True, False, or a boolean scalar tensor that is not known yet; `name` is the argument's."""
+
+    def refusal(error: type[Exception]) -> Exception:
+        return error(
+            f"{owner}: {name} must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
+        )
+
+    if training is None:
+        return False
+    known: Any = training
+    if not isinstance(training, numbers.Integral):  # bool is one
+        if not ops.is_tensor(training) and not hasattr(training, "__array__"):
+            raise refusal(TypeError)
+        if tuple(training.shape) != ():
+            raise refusal(ValueError)
+        known = ops.concrete(training)
+        if known is None:
+            return ops.cast(training, "bool")
+    if known not in (0, 1):
+        raise refusal(ValueError)
+    return bool(known)
+
+
+def view_of(
+    ops: Any, options: Options, x: Tensor, batch: bool | Tensor, update: bool | Tensor
+) -> _axes.View:
+    shape = ops.shape(x)
+    axes = _axes.resolve(options.axis, len(shape), options.owner)
+    options.check_axes(axes)
+    for axis in axes:
+        if ops.is_tensor(shape[axis]):
+            raise ValueError(
+                f"{options.owner}: the input must have a known size on axis {axis}; got an "
+                "unknown one. Set its static shape."
+            )
+    size = options.virtual_batch_size
+    if size is None or (batch is False and update is False):
+        return _axes.view(shape, axes)
+    samples, known = shape[0], not ops.is_tensor(shape[0])
+    message = (
+        f"{options.owner}: virtual_batch_size must divide the batch in training; got {size} for a "
+        f"batch of {samples if known else 'another size'}. Drop or pad the last batch."
+    )
+    divides = samples % size == 0 if known else ops.equal(samples % size, 0)
+    if ops.is_tensor(batch):
+        # Only known at run time whether to group, and inference takes any batch: as one group.
+        if known and divides:
+            return _axes.view(shape, axes, size, samples // size)
+        checked = ops.check(~batch if known else divides | ~batch, ValueError, message, samples)
+        if known:
+            return _axes.view(shape, axes, samples, 1)
+        groups = ops.maximum(ops.where(batch, checked // size, 1), 1)
+        return _axes.view(shape, axes, checked // groups, groups)
+    if not known:
+        samples = ops.check(divides, ValueError, message, samples)
+    elif not divides:
+        raise ValueError(message)
+    return _axes.view(shape, axes, size, samples // size)
+
+
+def check_vectors(
+    ops: Any, options: Options, view: _axes.View, parameters: Any, state: Any
+) -> None:
+    if unknown := sorted(set(parameters) - {"gamma", "beta"}):
+        raise ValueError(
+            f"{options.owner}: parameters must have no other keys than gamma and beta; "
+            f"got {unknown}."
+        )
+    needed = state_names(options)
+    if missing := [name for name in needed if name not in state]:
+        raise ValueError(
+            f"{options.owner}: state must hold {', '.join(needed)}; got no {', '.join(missing)}. "
+            "Start from batchnorm.init with the same axis, renorm and zero_debias."
+        )
+    for name, vector in (*parameters.items(), *state.items()):
+        if vector is None or name == "num_updates":
+            continue
+        shape = tuple(ops.shape(vector))
+        if _axes.product(shape) != view.features:
+            expected = tuple(_axes.parameter_shape(view.shape, view.axes))
+            raise ValueError(
+                f"{options.owner}: {name} must have the shape {expected}; got {shape} for an "
+                f"input of shape {printable(ops, view.shape)} and axis {options.axis!r}."
+            )
+
+
+def row_of(ops: Any, view: _axes.View, vector: Tensor, dtype: str) -> Tensor:
+    """A parameter or statistic as `[R, C]`, a counter too; the number of updates is a scalar."""
+    own = ops.dtype(vector)
+    if own.startswith("int"):
+        dtype = own
+    shape = view.row_shape if ops.shape(vector) else ()
+    return ops.cast(ops.reshape(vector, shape), dtype)
+
+
+class Rows(Mapping[str, Any]):
+    """The state as `[R, C]`, constant, in the statistics' type; the number of updates is a scalar.
+
+    Each is laid out when it is asked for: inference needs two of them.
+    """
+
+    def __init__(self, ops: Any, view: _axes.View, state: Mapping[str, Tensor], dtype: str) -> None:
+        self.ops, self.view, self.state, self.dtype = ops, view, state, dtype
+        self.laid_out: State = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.laid_out:
+            constant = self.ops.stop_gradient(self.state[name])
+            self.laid_out[name] = row_of(self.ops, self.view, constant, self.dtype)
+        return self.laid_out[name]
+
+    def undo(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Names and rows, in the state's own shapes and types."""
+        ops = self.ops
+        for name, given in self.state.items():
+            yield name, ops.cast(ops.reshape(rows[name], ops.shape(given)), ops.dtype(given))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
