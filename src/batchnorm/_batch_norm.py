@@ -260,7 +260,7 @@ def normalize(
         return y, dict(state)
     if update_from is not None:
         old = Rows(ops, view, update_from, dtype)
-    return y, _next_state(ops, options, old, _constant(ops, measured), update, fused)
+    return y, _next_state(ops, options, old, measured, update, fused)
 
 
 def _next_state(
@@ -279,7 +279,8 @@ def _next_state(
                 remember, host, options, there, Moments(*arrays[count:]), True, grouped
             )
             return {name: ops.from_host(one, measured.mean) for name, one in there.undo(new)}
-    return dict(old.undo(remember(ops, options, old, measured, update, grouped)))
+    constant = _constant(ops, measured)
+    return dict(old.undo(remember(ops, options, old, constant, update, grouped)))
 
 
 def _takes_kernels(ops: Any, options: Options, x: Tensor) -> bool:

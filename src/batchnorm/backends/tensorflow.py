@@ -31,7 +31,6 @@ all = tf.reduce_all
 ones_like = tf.ones_like
 zeros_like = tf.zeros_like
 transpose = tf.transpose
-broadcast_to = tf.broadcast_to
 concatenate = tf.concat
 replicas = tensorflow_replicas.replicas
 all_gather = tensorflow_replicas.all_gather
@@ -56,10 +55,17 @@ def cast(x: Any, dtype: str) -> tf.Tensor:
 
 
 def reshape(x: Any, shape: Sequence[Any]) -> tf.Tensor:
+    return x if _has_shape(x, shape) else tf.reshape(x, shape)
+
+
+def broadcast_to(x: Any, shape: Sequence[Any]) -> tf.Tensor:
+    return x if _has_shape(x, shape) else tf.broadcast_to(x, shape)
+
+
+def _has_shape(x: Any, shape: Sequence[Any]) -> bool:
+    """Whether x is a tensor of this shape for sure: an eager operation takes 15 microseconds."""
     known = isinstance(x, tf.Tensor) and x.shape.is_fully_defined()
-    if known and not builtins.any(map(is_tensor, shape)) and x.shape.as_list() == list(shape):
-        return x
-    return tf.reshape(x, shape)
+    return known and not builtins.any(map(is_tensor, shape)) and x.shape.as_list() == list(shape)
 
 
 def shape(x: Any) -> tuple[Any, ...]:
@@ -229,7 +235,7 @@ def forward(
             x, measured, scale, offset, epsilon, weights, True, activation, False
         ), measured
     _, g, _, c, _ = shape(x)
-    scale, offset = (None if v is None else tf.broadcast_to(v, (g, c)) for v in (scale, offset))
+    scale, offset = (None if v is None else broadcast_to(v, (g, c)) for v in (scale, offset))
     y, *measured = kernels.forward(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
     return y, Moments(*measured)
 

@@ -32,7 +32,6 @@ all = torch.all
 ones_like = torch.ones_like
 zeros_like = torch.zeros_like
 transpose = torch.permute
-broadcast_to = torch.broadcast_to
 concatenate = torch.cat
 replicas = torch_replicas.replicas
 all_gather = torch_replicas.all_gather
@@ -63,6 +62,10 @@ def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
 
 def reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
     return x if x.shape == tuple(shape) else x.reshape(shape)
+
+
+def broadcast_to(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    return x if x.shape == tuple(shape) else torch.broadcast_to(x, shape)
 
 
 def shape(x: torch.Tensor) -> tuple[Any, ...]:
@@ -196,7 +199,9 @@ def forward(
             x, measured, scale, offset, epsilon, weights, True, activation, False
         ), measured
     _, g, _, c, _ = x.shape
-    scale, offset = (None if v is None else v.expand(g, c).contiguous() for v in (scale, offset))
+    scale, offset = (
+        None if v is None else broadcast_to(v, (g, c)).contiguous() for v in (scale, offset)
+    )
     y, *measured = _operator("forward")(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
     return y, Moments(*measured)
 
