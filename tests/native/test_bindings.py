@@ -172,6 +172,18 @@ def test_torch_names_the_vector() -> None:
     )
 
 
+def test_torch_refuses_weights_for_each_channel() -> None:
+    import torch
+
+    importlib.import_module("batchnorm.backends.torch")  # defines the operators
+
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows
+        torch.ops.batchnorm.moments(torch.ones(SHAPE), torch.ones(2, 1, 3, 4, 5))
+    assert str(caught.value) == (
+        "batchnorm kernels: weights must have the shape [A, G or 1, B, 1, D]; got (2, 1, 3, 4, 5)."
+    )
+
+
 @cases
 def test_jax_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
     import jax

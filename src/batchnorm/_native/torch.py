@@ -78,7 +78,12 @@ def _weights(weights: Tensor | None, x: Tensor, sizes: tuple[int, ...]) -> tuple
     """Pointer and sizes of the weights, and what keeps them alive."""
     if weights is None:
         return None, None, None
-    a, g, b, _, d = weights.shape
+    a, g, b, one, d = weights.shape
+    if one != 1:
+        raise ValueError(
+            "batchnorm kernels: weights must have the shape [A, G or 1, B, 1, D]; got "
+            f"{tuple(weights.shape)}."
+        )
     if sizes != tuple(x.shape) and (b, d) != (1, 1):
         b, d = sizes[2], 1  # B and D are one run now
         weights = weights.expand(-1, -1, x.shape[2], 1, x.shape[4])
