@@ -56,6 +56,10 @@ class Gathered:
         return np.concatenate(parts, axis)
 
     @staticmethod
+    def equal(x, y):
+        return np.equal(x, y)
+
+    @staticmethod
     def sum(x, axis):
         return np.sum(x, axis, keepdims=True)
 

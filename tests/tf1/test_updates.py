@@ -141,7 +141,9 @@ TWICE = [
 ]
 
 
-@pytest.mark.parametrize(("function", "options"), TWICE, ids=lambda one: str(one)[:60])
+@pytest.mark.parametrize(
+    ("function", "options"), TWICE, ids=["layers", "ghost batches", "contrib", "zero-debias"]
+)
 def test_two_applications_in_one_step_give_the_answer_of_two_steps(session, function, options):
     """D32: the original lost an update, or not, by chance."""
     x, z = (v1.placeholder(tf.float32, X.shape) for _ in range(2))

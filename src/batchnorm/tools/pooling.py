@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from batchnorm._moments import Moments, average, merge, unbiased
+from batchnorm.backends import host
 
 METHODS = ("exact", "average", "ema")
-
-# What `_moments` asks of a backend, in NumPy.
-_numpy = SimpleNamespace(
-    shape=np.shape,
-    where=np.where,
-    ones_like=np.ones_like,
-    zeros_like=np.zeros_like,
-    broadcast_to=np.broadcast_to,
-    sum=lambda x, axes: np.sum(x, axes, keepdims=True),
-)
 
 
 def pool(
@@ -74,7 +64,7 @@ class Pool:
         mean, remainder, variance, count = (np.asarray(v, np.float64) for v in moments)
         batch = Moments(mean + remainder, np.zeros_like(mean), variance, count[:, :1])
         if self._unbiased and self._method != "exact":  # as the layer would have remembered it
-            batch = unbiased(_numpy, batch)
+            batch = unbiased(host, batch)
         self._take(batch, self._method)
         self.values += float(count[0, 0])
 
@@ -94,7 +84,7 @@ class Pool:
         if not self._unbiased or self._method != "exact":
             return self.mean, self.variance
         row = Moments(self.mean[None], None, self.variance[None], self.count[None])
-        return self.mean, np.asarray(unbiased(_numpy, row).variance)[0]
+        return self.mean, np.asarray(unbiased(host, row).variance)[0]
 
     def given(self) -> Moments:
         """The pooled moments in float32, for a forward pass that goes on from them."""
@@ -125,9 +115,9 @@ class Pool:
     def _store(self, chosen: np.ndarray, old: Moments, new: Moments, method: str) -> None:
         if method == "weighted":
             rows = [np.concatenate(pair) for pair in zip(old, new, strict=True)]
-            result = average(_numpy, Moments(*rows))
+            result = average(host, Moments(*rows))
         else:
-            result = pool(_numpy, np.concatenate, old, new, method, self._momentum)
+            result = pool(host, np.concatenate, old, new, method, self._momentum)
         assert result.remainder is not None
         self.mean[chosen] = (result.mean + result.remainder)[0]
         self.variance[chosen] = result.variance[0]
