@@ -174,6 +174,7 @@ class _Devices:
     """The operations that `merge` needs, with the devices as the rows that it adds."""
 
     where = staticmethod(jnp.where)
+    equal = staticmethod(jnp.equal)
     ones_like = staticmethod(jnp.ones_like)
     broadcast_to = staticmethod(jnp.broadcast_to)
     shape = staticmethod(jnp.shape)
