@@ -120,10 +120,14 @@ def _model(framework: str, limit: float) -> Bar:
     )
 
 
-def _tool(name: str, limit: float) -> Bar:
+def _tool(name: str, framework: str, variant: str, limit: float) -> Bar:
+    layers = "our layers" if variant == "ours" else "Keras' own"
     return Bar(
-        f"{name}, over a forward pass",
-        lambda row: (row.question, row.what) == ("tools", name) and row.size == "32x3x32x32",
+        f"{name} with {layers} on {framework}, over a forward pass",
+        lambda row: (
+            (row.question, row.what, row.framework) == ("tools", name, framework)
+            and (row.variant, row.size) == (variant, "32x3x32x32")
+        ),
         limit,
         at_most=True,
     )
@@ -206,8 +210,12 @@ BARS = (
     ),
     _tf1("renorm, ghost batches and weights", ("renorm", "ghost", "weights"), 4),
     _tf1("plain", ("plain",), 1 / 1.1),
-    _tool("inspect", 3),
-    _tool("reestimate", 1.3),
+    *(
+        _tool(name, framework, variant, limit)
+        for name, limit in (("inspect", 3), ("reestimate", 1.3))
+        for framework in ("torch", "jax", "tensorflow")
+        for variant in ("ours", "keras")
+    ),
 )
 
 

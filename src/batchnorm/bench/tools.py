@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any
 
 import keras
@@ -12,12 +14,13 @@ import batchnorm
 from batchnorm.bench.models import resnet
 from batchnorm.bench.plan import Case, Settings, Size
 from batchnorm.bench.row import Row, compare
-from batchnorm.bench.timing import alternate, clock
+from batchnorm.bench.timing import Times, alternate, clock
 from batchnorm.keras import BatchNormalization
 
 FULL, QUICK = Size(32, 3, (32, 32)), Size(4, 3, (8, 8))
 BATCHES, QUICK_BATCHES = 8, 2
 FORWARD, FOLDED = "forward pass", "folded"
+FIRST = ", first call"  # of a process: it compiles
 NORMALIZATIONS = {"ours": BatchNormalization, "keras": keras.layers.BatchNormalization}
 
 
@@ -31,7 +34,7 @@ def cases(settings: Settings) -> list[Case]:
 def measure(case: Case, settings: Settings) -> Iterator[Row]:
     """What inspection, re-estimation and the folded model take, over the forward pass.
 
-    A tool compiles its pass anew for each call in TensorFlow and JAX: that is in its time.
+    TensorFlow and JAX compile at a tool's first call of a model: that has rows of its own.
     """
     shape = case.size.shape(case.layout)
     count = QUICK_BATCHES if settings.quick else BATCHES
@@ -39,17 +42,22 @@ def measure(case: Case, settings: Settings) -> Iterator[Row]:
     data = [random.standard_normal(shape).astype(np.float32) for _ in range(count)]
     keras.utils.set_random_seed(1)
     model = resnet(shape[1:], _normalized(NORMALIZATIONS[case.variant]), settings.quick)
-    batchnorm.reestimate(model, data)
-    calls = {
-        FORWARD: _passes(model, data),
-        FOLDED: _passes(batchnorm.fold(model), data),
-        "inspect": lambda: batchnorm.inspect(model, data),
-        "reestimate": lambda: batchnorm.reestimate(model, data),
-    }
+    tools = {"inspect": batchnorm.inspect, "reestimate": batchnorm.reestimate}
+    calls = {name: functools.partial(tool, model, data) for name, tool in tools.items()}
+    first = {f"{name}{FIRST}": _once(call) for name, call in calls.items()}
+    calls[FOLDED] = _passes(batchnorm.fold(model), data)
+    calls[FORWARD] = _passes(model, data)
     clocks = {name: clock(call) for name, call in calls.items()}
-    times = alternate(clocks, settings.repeats, 6 * settings.seconds)
-    for name in (FOLDED, "inspect", "reestimate"):
+    times = first | alternate(clocks, settings.repeats, settings.seconds / 4)
+    for name in (FOLDED, *tools, *first):
         yield compare(settings, case, times, name, FORWARD, ours_over_peer=True, what=name)
+
+
+def _once(call: Callable[[], Any]) -> Times:
+    started = perf_counter()
+    call()
+    taken = 1e3 * (perf_counter() - started)
+    return Times(taken, taken)
 
 
 def _normalized(kind: Any) -> Callable[[Any, bool], Any]:

@@ -2,7 +2,8 @@
 
 A Keras model runs under a `StatelessScope`, so that whatever its layers assign never reaches their
 variables: an interruption at any point leaves the model bit for bit as it was. JAX and TensorFlow
-compile the pass once. A PyTorch module is put back from copies.
+compile the pass once; `keeping.py` keeps it for later calls. A PyTorch module is put back from
+copies.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ from batchnorm._moments import Moments
 from batchnorm.backends import backend_of
 from batchnorm.tools.data import Batches, rows
 from batchnorm.tools.diagnosis import diagnose
-from batchnorm.tools.forward import Proceed, Program
+from batchnorm.tools.forward import Proceed
+from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Array, Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.pooling import Pool
@@ -58,7 +61,8 @@ def inspect(model: Any, data: Any, steps: int | None = None, *, batch_size: int 
 class _Inspection:
     def __init__(self, model: Any, norms: list[Norm]) -> None:
         self._norms = norms
-        self._program = Program(model, norms, [self._as_in_training, self._as_in_evaluation])
+        visits = [functools.partial(one, norms) for one in (_as_in_training, _as_in_evaluation)]
+        self._program = program(model, norms, "inspect", visits)
         self._seen = [_Seen(norm) for norm in norms]
         self.batches = 0
 
@@ -82,30 +86,44 @@ class _Inspection:
             profiles=tuple(profiles),
         )
 
-    def _as_in_training(
-        self, index: int, x: Any, mask: Any, weights: Any, proceed: Proceed, given: Any
-    ) -> tuple[Any, Any]:
-        norm = self._norms[index]
-        moments = norm.measured(x, mask, weights)
-        if not norm.uses_batch():
-            y = proceed()
-        elif norm.own_training():
-            y = proceed(training=True)
-        else:
-            ops = backend_of(moments.mean)
-            filled = moments.count > 0
-            mean, variance = norm.held(ops.dtype(moments.mean))
-            y = proceed(
-                ops.where(filled, moments.mean + moments.remainder, mean),
-                ops.where(filled, moments.variance, variance),
-            )
-        return y, (tuple(moments), _sample(norm, x), _sample(norm, y))
 
-    def _as_in_evaluation(
-        self, index: int, x: Any, mask: Any, weights: Any, proceed: Proceed, given: Any
-    ) -> tuple[Any, Any]:
+def _as_in_training(
+    norms: Sequence[Norm],
+    index: int,
+    x: Any,
+    mask: Any,
+    weights: Any,
+    proceed: Proceed,
+    given: Any,
+) -> tuple[Any, Any]:
+    norm = norms[index]
+    moments = norm.measured(x, mask, weights)
+    if not norm.uses_batch():
         y = proceed()
-        return y, (_sample(self._norms[index], y),)
+    elif norm.own_training():
+        y = proceed(training=True)
+    else:
+        ops = backend_of(moments.mean)
+        filled = moments.count > 0
+        mean, variance = norm.held(ops.dtype(moments.mean))
+        y = proceed(
+            ops.where(filled, moments.mean + moments.remainder, mean),
+            ops.where(filled, moments.variance, variance),
+        )
+    return y, (tuple(moments), _sample(norm, x), _sample(norm, y))
+
+
+def _as_in_evaluation(
+    norms: Sequence[Norm],
+    index: int,
+    x: Any,
+    mask: Any,
+    weights: Any,
+    proceed: Proceed,
+    given: Any,
+) -> tuple[Any, Any]:
+    y = proceed()
+    return y, (_sample(norms[index], y),)
 
 
 class _Seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from rich.table import Table
 from batchnorm._moments import Moments
 from batchnorm.backends import backend_of
 from batchnorm.tools.data import Batches
-from batchnorm.tools.forward import Proceed, Program
+from batchnorm.tools.forward import Proceed
+from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.pooling import METHODS, Pool, across_replicas, pool
@@ -193,7 +195,8 @@ class _Estimation:
 
     def __init__(self, model: Any, norms: list[Norm], method: str) -> None:
         self._model, self._norms, self._method = model, norms, method
-        self._program = Program(model, norms, [self._visit])
+        visit = functools.partial(_visit, norms, method)
+        self._program = program(model, norms, f"reestimate {method}", [visit])
         self._pools = [
             Pool(len(norm.statistics()[0]), method, norm.momentum, norm.unbiased) for norm in norms
         ]
@@ -268,13 +271,21 @@ class _Estimation:
             given[str(index)] = (moments, np.float32(index in measured))
         return given
 
-    def _visit(
-        self, index: int, x: Any, mask: Any, weights: Any, proceed: Proceed, given: Any
-    ) -> tuple[Any, Any]:
-        norm = self._norms[index]
-        moments = norm.measured(x, mask, weights)
-        before, adds = given[str(index)]
-        return proceed(*running(norm, moments, before, adds, self._method)), tuple(moments)
+
+def _visit(
+    norms: Sequence[Norm],
+    method: str,
+    index: int,
+    x: Any,
+    mask: Any,
+    weights: Any,
+    proceed: Proceed,
+    given: Any,
+) -> tuple[Any, Any]:
+    norm = norms[index]
+    moments = norm.measured(x, mask, weights)
+    before, adds = given[str(index)]
+    return proceed(*running(norm, moments, before, adds, method)), tuple(moments)
 
 
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
