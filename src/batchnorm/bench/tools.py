@@ -43,7 +43,9 @@ def measure(case: Case, settings: Settings) -> Iterator[Row]:
     keras.utils.set_random_seed(1)
     model = resnet(shape[1:], _normalized(NORMALIZATIONS[case.variant]), settings.quick)
     tools = {"inspect": batchnorm.inspect, "reestimate": batchnorm.reestimate}
-    calls = {name: functools.partial(tool, model, data) for name, tool in tools.items()}
+    calls: dict[str, Callable[[], Any]] = {
+        name: functools.partial(tool, model, data) for name, tool in tools.items()
+    }
     first = {f"{name}{FIRST}": _once(call) for name, call in calls.items()}
     calls[FOLDED] = _passes(batchnorm.fold(model), data)
     calls[FORWARD] = _passes(model, data)
