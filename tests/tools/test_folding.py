@@ -127,6 +127,20 @@ def test_a_given_model_is_left_bit_for_bit_and_shares_nothing():
     assert folded.folding.difference is None
 
 
+def test_the_given_model_still_predicts_after_the_folded_one_did():
+    """On JAX, `predict` gives away the arrays that it was called with."""
+    model = keras.Sequential([keras.layers.Input((3,)), dense_block(), keras.layers.Dense(2)])
+    x = np.ones((4, 3), np.float32)
+    folded = batchnorm.fold(model)
+    for one in (folded, model, folded, model):
+        one.predict_on_batch(x)
+    np.testing.assert_allclose(folded.predict_on_batch(x), model.predict_on_batch(x), rtol=1e-5)
+
+
+def dense_block() -> keras.Model:
+    return keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(4), BatchNormalization()])
+
+
 def test_an_activation_of_our_layer_moves_into_the_linear_one():
     x = inputs = keras.Input((5,))
     x = layers.Dense(4, name="dense")(x)

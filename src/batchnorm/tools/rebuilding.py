@@ -241,7 +241,10 @@ class Rebuilding:
         for ours, theirs in zip(*parts, strict=True):
             store: dict[str, Any] = {}
             ours.save_own_variables(store)
-            theirs.load_own_variables(store)
+            # copies: `predict` on JAX gives its arrays away, and must not give away the model's
+            theirs.load_own_variables(
+                {key: np.array(keras.ops.convert_to_numpy(one)) for key, one in store.items()}
+            )
 
 
 def functional(model: Any) -> Any:
