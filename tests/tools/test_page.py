@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import subprocess
@@ -37,12 +38,14 @@ def test_the_page_asks_for_nothing_from_outside(tmp_path):
 
 
 def test_names_are_escaped(tmp_path):
+    # a TensorFlow graph takes no < in a name, from Keras neither
+    name = "a>b" if keras.backend.backend() == "tensorflow" else "<b>&amp"
     model = keras.Sequential(
-        [keras.Input((5,)), keras.layers.BatchNormalization(name="<b>&amp"), keras.layers.Dense(2)]
+        [keras.Input((5,)), keras.layers.BatchNormalization(name=name), keras.layers.Dense(2)]
     )
     text = batchnorm.inspect(model, rows(32)).save(tmp_path / "report.html").read_text()
-    assert "<td>&lt;b&gt;&amp;amp</td>" in text
-    assert "<b>&amp<" not in text
+    assert f"<td>{html.escape(name)}</td>" in text
+    assert name not in text
 
 
 def test_a_healthy_model_gets_a_page_that_says_so(tmp_path):
