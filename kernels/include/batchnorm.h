@@ -95,8 +95,9 @@ BN_API void bn_set_executor(bn_executor run);
  * Two spinning teams in one process slow each other down. Returns 1 when borrowed, 0 when there is none. */
 BN_API int bn_borrow_openmp(const char* path);
 
-/* Ask for huge pages for a fresh output of n >= 32 MB before its first touch: faulting 4 KB pages costs more than the
- * kernel. Smaller blocks are recycled by the allocator and left alone. Returns 1 when advised. */
+/* Ask for huge pages for an output of n >= BN_HUGE bytes before its first touch: faulting 4 KB pages costs more than the
+ * kernel. A block that an allocator recycled, pages and all, is left alone. Returns 1 when advised. */
+#define BN_HUGE ((size_t)2 << 20)
 BN_API int bn_advise_huge(void* p, size_t n);
 
 #ifdef __cplusplus

@@ -298,7 +298,13 @@ int bn_borrow_openmp(const char* path) { return pool_borrow_openmp(path); }
 int bn_advise_huge(void* p, size_t n) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t page = 4096, from = ((uintptr_t)p + page - 1) / page * page, to = ((uintptr_t)p + n) / page * page;
-  if (p && n >= (size_t)32 << 20 && to > from) return madvise((void*)from, to - from, MADV_HUGEPAGE) == 0;
+  if (!p || n < BN_HUGE || to <= from) return 0;
+  const uintptr_t samples = 8, pages = (to - from) / page;
+  for (uintptr_t i = 0; i < samples; ++i) {  // of the whole block, mincore takes longer than the advice
+    unsigned char there = 1;
+    if (mincore((void*)(from + i * (pages - 1) / (samples - 1) * page), page, &there) != 0 || !(there & 1))
+      return madvise((void*)from, to - from, MADV_HUGEPAGE) == 0;
+  }
 #else
   (void)p, (void)n;
 #endif

@@ -16,6 +16,11 @@ Tensor = Any
 
 
 def type_of_statistics(ops: Any, x: Tensor, owner: str) -> str:
+    """The type of x's moments and statistics.
+
+    Raises:
+        TypeError: x is none that is normalized.
+    """
     if ops.dtype(x) not in ("float16", "bfloat16", "float32", "float64"):
         raise TypeError(
             f"{owner}: x must be float16, bfloat16, float32 or float64; got {ops.dtype(x)}. Cast "
@@ -51,6 +56,16 @@ def resolve_training(ops: Any, training: Any, owner: str, name: str = "training"
 def view_of(
     ops: Any, options: Options, x: Tensor, batch: bool | Tensor, update: bool | Tensor
 ) -> _axes.View:
+    """How this call lays x out: in ghost batches where statistics are taken, else as one group.
+
+    Args:
+        batch: whether the batch normalizes. A tensor decides at run time, by the number of groups.
+        update: whether the state changes.
+
+    Raises:
+        ValueError: an axis is not one of x's, a size on it is unknown, or ghost batches do not
+            divide the batch.
+    """
     shape = ops.shape(x)
     axes = _axes.resolve(options.axis, len(shape), options.owner)
     options.check_axes(axes)
@@ -88,6 +103,7 @@ def view_of(
 def check_vectors(
     ops: Any, options: Options, view: _axes.View, parameters: Any, state: Any
 ) -> None:
+    """Refuses parameters and a state that these options and this input do not have."""
     if unknown := sorted(set(parameters) - {"gamma", "beta"}):
         raise ValueError(
             f"{options.owner}: parameters must have no other keys than gamma and beta; "
@@ -99,25 +115,24 @@ def check_vectors(
             f"{options.owner}: state must hold {', '.join(needed)}; got no {', '.join(missing)}. "
             "Start from batchnorm.init with the same axis, renorm and zero_debias."
         )
+    expected = _axes.parameter_shape(view.shape, view.axes)
     for name, vector in (*parameters.items(), *state.items()):
         if vector is None or name == "num_updates":
             continue
-        shape = tuple(ops.shape(vector))
-        if _axes.product(shape) != view.features:
-            expected = tuple(_axes.parameter_shape(view.shape, view.axes))
+        shape = ops.shape(vector)
+        if shape != expected and _axes.product(shape) != view.features:
             raise ValueError(
                 f"{options.owner}: {name} must have the shape {expected}; got {shape} for an "
                 f"input of shape {printable(ops, view.shape)} and axis {options.axis!r}."
             )
 
 
-def row_of(ops: Any, view: _axes.View, vector: Tensor, dtype: str) -> Tensor:
+def row_of(ops: Any, shape: tuple[Any, Any], vector: Tensor, dtype: str) -> Tensor:
     """A parameter or statistic as `[R, C]`, a counter too; the number of updates is a scalar."""
+    if ops.shape(vector):
+        vector = ops.reshape(vector, shape)
     own = ops.dtype(vector)
-    if own.startswith("int"):
-        dtype = own
-    shape = view.row_shape if ops.shape(vector) else ()
-    return ops.cast(ops.reshape(vector, shape), dtype)
+    return vector if own == dtype or own.startswith("int") else ops.cast(vector, dtype)
 
 
 class Rows(Mapping[str, Any]):
@@ -128,12 +143,13 @@ class Rows(Mapping[str, Any]):
 
     def __init__(self, ops: Any, view: _axes.View, state: Mapping[str, Tensor], dtype: str) -> None:
         self.ops, self.view, self.state, self.dtype = ops, view, state, dtype
+        self.shape = view.row_shape
         self.laid_out: State = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.laid_out:
             constant = self.ops.stop_gradient(self.state[name])
-            self.laid_out[name] = row_of(self.ops, self.view, constant, self.dtype)
+            self.laid_out[name] = row_of(self.ops, self.shape, constant, self.dtype)
         return self.laid_out[name]
 
     def undo(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -117,6 +117,8 @@ def resolve(axis: int | Sequence[int], rank: int, owner: str) -> tuple[int, ...]
     """
     if rank < 1:
         raise ValueError(f"{owner}: the input must have at least one dimension; got a scalar.")
+    if isinstance(axis, int) and -rank <= axis < rank:
+        return (axis % rank,)
     given = (axis,) if isinstance(axis, int) else tuple(axis)
     for one in given:
         if not -rank <= one < rank:
@@ -156,6 +158,8 @@ def view(
         groups: how many ghost batches there are.
     """
     shape = tuple(shape)
+    if len(axes) == 1 and virtual_batch_size is None:  # most calls: the rest is for all others
+        return View(axes, shape, shape, None, _around(axes[0], shape), groups)
     kinds = ["feature" if i in axes else "reduced" for i in range(len(shape))]
     split = shape
     if virtual_batch_size is not None:
@@ -173,6 +177,14 @@ def view(
         [kinds[i] for i in permutation or range(len(kinds))],
     )
     return View(axes, shape, split, permutation, canonical, groups)
+
+
+def _around(axis: int, shape: tuple[Size, ...]) -> tuple[Size, Size, Size, Size, Size]:
+    """The view with statistics for one axis."""
+    before, after = product(shape[:axis]), product(shape[axis + 1 :])
+    if axis == len(shape) - 1:  # nothing behind the channels: the rows are one contiguous run
+        return 1, 1, before, shape[axis], 1
+    return before, 1, 1, shape[axis], after
 
 
 def _runs(kinds: Sequence[str], sizes: Sequence[Size]) -> list[tuple[str, Size]]:
@@ -195,10 +207,6 @@ def _canonical(sizes: list[Size], kinds: list[str]) -> tuple[Size, Size, Size, S
         return product(size for _, size in runs[start:stop])
 
     if len(kept) == 1:
-        (c,) = kept
-        before, after = reduced(0, c), reduced(c + 1, len(runs))
-        if c == len(runs) - 1:  # nothing behind the channels: the rows are one contiguous run
-            return 1, 1, before, runs[c][1], 1
-        return before, 1, 1, runs[c][1], after
+        return _around(kept[0], tuple(size for _, size in runs))
     g, c = kept
     return reduced(0, g), runs[g][1], reduced(g + 1, c), runs[c][1], reduced(c + 1, len(runs))

@@ -209,8 +209,8 @@ def normalize(
     view = view_of(ops, options, x, batch, update)
     check_vectors(ops, options, view, parameters, state)
     gamma, beta = (
-        None if parameters.get(name) is None else row_of(ops, view, parameters[name], dtype)
-        for name in ("gamma", "beta")
+        None if given is None else row_of(ops, view.row_shape, given, dtype)
+        for given in (parameters.get("gamma"), parameters.get("beta"))
     )
     old = Rows(ops, view, state, dtype)
     weights = combined_weights(ops, options.owner, view, x, dtype, mask, batch_weights)
@@ -278,7 +278,7 @@ def _next_state(
             new = host.quietly(
                 remember, host, options, there, Moments(*arrays[count:]), True, grouped
             )
-            return {name: ops.from_host(one, measured.mean) for name, one in there.undo(new)}
+            return {name: ops.asarray(one, measured.mean) for name, one in there.undo(new)}
     constant = _constant(ops, measured)
     return dict(old.undo(remember(ops, options, old, constant, update, grouped)))
 

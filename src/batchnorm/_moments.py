@@ -90,7 +90,7 @@ def attached(ops: Any, merged: Moments, moments: Moments, replicas: Any) -> Mome
     assert moments.remainder is not None
     own: Any = Moments(*(ops.stop_gradient(part) for part in moments))
     c = ops.shape(own.mean)[1]
-    total = ops.where(merged.count == 0, ops.ones_like(merged.count), merged.count)
+    total = ops.where(ops.equal(merged.count, 0), ops.ones_like(merged.count), merged.count)
     share = own.count / total
     distance = (own.mean - merged.mean) + (own.remainder - merged.remainder)
     e = (moments.mean - own.mean) + (moments.remainder - own.remainder)

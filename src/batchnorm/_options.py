@@ -68,6 +68,8 @@ class Options:
 
     def _checked_axis(self) -> int | tuple[int, ...]:
         axis: Any = self.axis
+        if type(axis) is int:
+            return axis
         many = isinstance(axis, Sequence) and not isinstance(axis, str)
         given = list(axis) if many else [axis]
         axes = []
@@ -87,7 +89,7 @@ class Options:
     def _check_unit_interval(self, name: str, value: Any) -> None:
         if value is None or isinstance(value, (str, bool)):
             raise TypeError(f"{self.owner}: {name} must be a number in [0, 1]; got {value!r}.")
-        if isinstance(value, numbers.Real) and not 0 <= float(value) <= 1:
+        if isinstance(value, (float, numbers.Real)) and not 0 <= float(value) <= 1:
             raise ValueError(
                 f"{self.owner}: {name} must be in [0, 1]: the share of the old value that a step "
                 f"keeps; got {value}."
@@ -95,12 +97,15 @@ class Options:
 
     def _check_epsilon(self) -> None:
         epsilon: Any = self.epsilon
-        if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
+        if isinstance(epsilon, bool) or not isinstance(epsilon, (float, numbers.Real)):
             raise TypeError(f"{self.owner}: epsilon must be a number >= 0; got {epsilon!r}.")
         if not 0 <= float(epsilon) < math.inf:
             raise ValueError(f"{self.owner}: epsilon must be a number >= 0; got {epsilon}.")
 
     def _check_choice(self, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+        for one in allowed:  # most are singletons
+            if value is one:
+                return
         # by type too: 1 == True, but it is not what the user was asked for
         if not any(type(value) is type(one) and value == one for one in allowed):
             choices = ", ".join(repr(one) for one in allowed)
@@ -170,7 +175,8 @@ class Options:
     @property
     def momenta_are_numbers(self) -> bool:
         """Whether no tensor decides how much of the old state is kept."""
-        return all(isinstance(one, numbers.Real) for one in (self.momentum, self.renorm_momentum))
+        real = (float, numbers.Real)  # float first: asking an abstract class takes longer
+        return isinstance(self.momentum, real) and isinstance(self.renorm_momentum, real)
 
     def check_axes(self, axes: tuple[int, ...]) -> None:
         """Refuses what only the input's rank can tell, once `axes` are resolved."""

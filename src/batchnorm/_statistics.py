@@ -79,13 +79,16 @@ def remember(
         usable = filled
     new = _averages(ops, options, state, mean, (biased.variance, moments.variance))
     result = dict(state)
+    chosen = usable if update is True else usable & update
     for name, value in new.items():
-        result[name] = ops.where(usable & update, value, state[name])
-    one = ops.cast(update, "int32") if update is not True else 1
+        result[name] = ops.where(chosen, value, state[name])
+    steps = 1 if update is True else ops.cast(update, "int32")
     if "num_updates" in state:
-        result["num_updates"] = state["num_updates"] + one
+        result["num_updates"] = state["num_updates"] + steps
     if "skipped_updates" in state:
-        result["skipped_updates"] = state["skipped_updates"] + one * ops.cast(~usable, "int32")
+        skipped = ops.cast(~usable, "int32")
+        skipped = skipped if update is True else steps * skipped
+        result["skipped_updates"] = state["skipped_updates"] + skipped
     return result
 
 

@@ -36,9 +36,8 @@ def moments(ops: Any, x: Tensor, weights: Tensor | None) -> Moments:
     if weights is None:
         total = ops.full((1, 1, 1, 1, 1), a * b * d, dtype, x)
     else:
-        x = ops.where(
-            ops.equal(weights, 0), ops.zeros_like(x), x
-        )  # NaN where nothing counts must not
+        # NaN where nothing counts must not count
+        x = ops.where(ops.equal(weights, 0), ops.zeros_like(x), x)
         total = ops.pin(ops.wide_sum(weights, REDUCED), dtype)
     divisor = ops.where(ops.equal(total, 0), ops.ones_like(total), total)
 

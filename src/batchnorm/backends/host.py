@@ -35,7 +35,7 @@ def dtype(x: np.ndarray) -> str:
 
 
 def cast(x: np.ndarray, dtype: str) -> np.ndarray:
-    return x.astype(dtype, copy=False)
+    return x if _NAMES[x.dtype] == dtype else x.astype(dtype)
 
 
 def reshape(x: np.ndarray, shape: Any) -> np.ndarray:

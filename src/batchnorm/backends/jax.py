@@ -100,10 +100,6 @@ def on_host(tensors: Sequence[Any]) -> list[Any] | None:
     return None
 
 
-def from_host(array: Any, like: jax.Array) -> jax.Array:
-    return jnp.asarray(array)
-
-
 def check(condition: Any, error: type[Exception], message: str, value: jax.Array) -> jax.Array:
     """value, unless the condition is false: then the error, at run time under jit."""
 

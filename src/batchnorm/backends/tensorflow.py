@@ -128,10 +128,6 @@ def on_host(tensors: Sequence[Any]) -> list[Any] | None:
     return [tf.convert_to_tensor(one).numpy() for one in tensors]
 
 
-def from_host(array: Any, like: tf.Tensor) -> tf.Tensor:
-    return tf.convert_to_tensor(array)
-
-
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
     """value, unless the condition is false: then the error (InvalidArgumentError in a graph).
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchnorm import _native
 from batchnorm._moments import Moments
-from batchnorm.backends import composite, torch_replicas
-from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
+from batchnorm.backends import composite, torch_operators, torch_replicas
+from batchnorm.backends.fused import ACTIVATIONS, vectors
+from batchnorm.backends.torch_operators import PLAIN, StandardizeOver, observed, operator
 from batchnorm.backends.torch_replicas import Replicas
 
 _ops = sys.modules[__name__]
-UNAVAILABLE = _native.load_operators("torch")
-if UNAVAILABLE is None:
-    from batchnorm._native.torch import kernels, one_by_one
+UNAVAILABLE = torch_operators.UNAVAILABLE
 
 where = torch.where
 sqrt = torch.sqrt
@@ -43,6 +39,8 @@ def is_tensor(value: Any) -> bool:
 
 
 def asarray(value: Any, like: torch.Tensor) -> torch.Tensor:
+    if like.is_cpu and isinstance(value, (np.ndarray, np.generic)):
+        return torch.from_numpy(np.asarray(value))  # a third of as_tensor's time
     return torch.as_tensor(value, device=like.device)
 
 
@@ -109,15 +107,14 @@ def concrete(value: Any) -> Any:
 
 def on_host(tensors: Sequence[torch.Tensor]) -> list[Any] | None:
     """The values as NumPy arrays, where that is free, else None. Not to be written."""
-    if torch.compiler.is_compiling() or _observed():
+    if torch.compiler.is_compiling() or observed():
         return None
-    if not builtins.all(type(one) in _PLAIN and one.device.type == "cpu" for one in tensors):
-        return None
-    return [one.detach().numpy() for one in tensors]
-
-
-def from_host(array: Any, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(array))
+    arrays = []
+    for one in tensors:
+        if type(one) not in PLAIN or not one.is_cpu:
+            return None
+        arrays.append((one.detach() if one.requires_grad else one).numpy())
+    return arrays
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
@@ -149,7 +146,7 @@ def moments(x: torch.Tensor, weights: torch.Tensor | None, fused: bool) -> Momen
     """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
     if not fused:
         return composite.moments(_ops, x, weights)
-    return Moments(*_operator("moments")(x.detach(), weights))
+    return Moments(*operator("moments")(x.detach(), weights))
 
 
 def standardize(
@@ -179,8 +176,8 @@ def standardize(
         ACTIVATIONS[activation],
     )
     if replicas is not None and live is not False:
-        return _StandardizeOver.apply(replicas, *operands)
-    return _operator("standardize")(*operands, live is False)
+        return StandardizeOver.apply(replicas, *operands)
+    return operator("standardize")(*operands, live is False)
 
 
 def forward(
@@ -202,7 +199,7 @@ def forward(
     scale, offset = (
         None if v is None else broadcast_to(v, (g, c)).contiguous() for v in (scale, offset)
     )
-    y, *measured = _operator("forward")(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
+    y, *measured = operator("forward")(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
     return y, Moments(*measured)
 
 
@@ -214,214 +211,3 @@ def affine(
 ) -> torch.Tensor:
     """See `composite.affine`."""
     return composite.affine(_ops, u, scale, offset, activation)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """What the derivative of `standardize` needs: x and vectors, nothing else of x's size."""
-    x, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
-    if ctx.frozen:  # moving statistics: a layer may update them in place before the backward pass
-        given[0], given[2] = given[0].clone(), given[2].clone()
-    ctx.save_for_backward(x, weights, *given)
-
-
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weights, scale, offset, ctx.epsilon, ctx.activation = inputs
-    _, mean, remainder, variance, count = output
-    ctx.frozen = False
-    ctx.save_for_backward(x, weights, mean, remainder, variance, count, scale, offset, None)
-    ctx.set_materialize_grads(False)
-
-
-def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-    x, weights, *given = ctx.saved_tensors
-    dx, sum_dy, sum_dy_xh = _operator("backward")(
-        x, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen
-    )
-    *_, scale, offset, _ = given
-    return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
-
-
-def _standardize_derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-    dx, d_scale, d_offset = _derivative(ctx, dy)
-    return dx, None, None, None, None, None, d_scale, d_offset, None, None, None, None
-
-
-def _forward_derivative(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if dy is None:
-        return (None,) * 6
-    dx, d_scale, d_offset = _derivative(ctx, dy)
-    return dx, None, d_scale, d_offset, None, None
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
-    ctx.save_for_backward(x, dy, weights, *given)
-
-
-def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-    """The derivative of `backward`, by differentiating the composite path twice."""
-    x, dy, weights, *vectors_ = ctx.saved_tensors
-    given = Vectors(*vectors_)
-    absent = (given.scale is None, given.offset is None)
-    ones = torch.ones_like(given.mean)
-    scale = ones if given.scale is None else given.scale
-    offset = torch.zeros_like(ones) if given.offset is None else given.offset
-
-    def gradients(
-        x: torch.Tensor, dy: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        def y_of(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-            full = given._replace(scale=scale, offset=offset)
-            return recomputed(_ops, x, weights, full, ctx.epsilon, ctx.activation, ctx.frozen)
-
-        dx, sum_dy_xh, sum_dy = torch.func.vjp(y_of, x, scale, offset)[1](dy)
-        return dx, sum_dy, sum_dy_xh
-
-    values, pull = torch.func.vjp(gradients, x, dy, scale, offset)
-    d_x, d_dy, d_scale, d_offset = pull(
-        tuple(
-            torch.zeros_like(v) if u is None else u for u, v in zip(upstream, values, strict=True)
-        )
-    )
-    d_scale, d_offset = (
-        None if missing else grad for missing, grad in zip(absent, (d_scale, d_offset), strict=True)
-    )
-    return d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
-
-
-_RULES = {
-    "standardize": (_standardize_derivative, _save),
-    "forward": (_forward_derivative, _save_forward),
-    "backward": (_second_derivative, _save_backward),
-}
-if UNAVAILABLE is None:
-    for _name, (_rule, _setup) in _RULES.items():
-        torch.library.register_autograd(f"batchnorm::{_name}", _rule, setup_context=_setup)
-
-
-class _StandardizeOver(torch.autograd.Function):
-    """`standardize` with the moments of all replicas: its derivative adds two vectors over them."""
-
-    @staticmethod
-    def forward(ctx: Any, replicas: Replicas, *operands: Any) -> torch.Tensor:
-        *kept, ctx.epsilon, ctx.activation = operands
-        ctx.replicas = replicas
-        ctx.save_for_backward(*kept)
-        return torch.ops.batchnorm.standardize(*operands, False)
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-        x, weights, *vectors_ = ctx.saved_tensors
-        given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
-        if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
-            dx, d_scale, d_offset = _exact_derivative(ctx.replicas, x, dy, weights, given, how)
-        else:
-            dx, d_scale, d_offset = _derivative_over(ctx.replicas, x, dy, weights, given, how)
-        return None, dx, None, None, None, None, None, d_scale, d_offset, None, None, None
-
-
-def _derivative_over(
-    replicas: Replicas,
-    x: torch.Tensor,
-    dy: torch.Tensor,
-    weights: torch.Tensor | None,
-    given: Vectors,
-    how: tuple[float, int],
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    mean, remainder, variance, count, scale, offset, live = given
-    where = (x, dy, weights, mean, remainder, variance)
-    sum_dy, sum_dy_xh = torch.ops.batchnorm.backward_sums(*where, scale, offset, *how)
-    both = torch_replicas.all_reduce(torch.cat((sum_dy, sum_dy_xh), 1), replicas)
-    sums = (half.contiguous() for half in both.chunk(2, 1))
-    dx = torch.ops.batchnorm.backward_input(*where, count, scale, offset, live, *sums, *how)
-    return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
-
-
-def _exact_derivative(
-    replicas: Replicas,
-    x: torch.Tensor,
-    dy: torch.Tensor,
-    weights: torch.Tensor | None,
-    given: Vectors,
-    how: tuple[float, int],
-) -> tuple[torch.Tensor | None, ...]:
-    """The same with all its derivatives, through the composite path."""
-    y = recomputed(_ops, x, weights, given, *how, False, replicas)
-    wanted = {0: x, 1: given.scale, 2: given.offset}
-    wanted = {i: one for i, one in wanted.items() if one is not None and one.requires_grad}
-    found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
-    gradients = dict(zip(wanted, found, strict=True))
-    return gradients.get(0), gradients.get(1), gradients.get(2)
-
-
-def _operator(name: str) -> Any:
-    """An operator of the kernels, in the form that serves whoever looks on."""
-    if torch.compiler.is_compiling():
-        return getattr(torch.ops.batchnorm, name)
-    if torch._C._are_functorch_transforms_active():
-        return _function(name).apply if name in _RULES else getattr(torch.ops.batchnorm, name)
-    return getattr(torch.ops.batchnorm, name) if _observed() else functools.partial(_call, name)
-
-
-def _observed() -> bool:
-    """Whether someone must see every operation: a transformation, a tracer, the profiler."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-    )
-
-
-def _call(name: str, *operands: Any) -> Any:
-    """The kernel past torch's dispatcher, which takes longer than a small tensor: 25 us against 10.
-
-    Subclasses of Tensor want the dispatcher.
-    """
-    tensors = [one for one in operands if isinstance(one, torch.Tensor)]
-    if not builtins.all(type(one) in _PLAIN for one in tensors):
-        return getattr(torch.ops.batchnorm, name)(*operands)
-    if torch.is_grad_enabled() and builtins.any(one.requires_grad for one in tensors):
-        return _past_dispatcher(name).apply(*operands)
-    return kernels[name](*operands)
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-@functools.cache
-def _past_dispatcher(name: str) -> Any:
-    """The kernel as an autograd.Function of the plain form; the other one inspects signatures."""
-    rule, setup = _RULES[name]
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *operands: Any) -> Any:
-            output = kernels[name](*operands)
-            setup(ctx, operands, output)
-            return output
-
-        backward = staticmethod(rule)
-
-    return Function
-
-
-@functools.cache
-def _function(name: str) -> Any:
-    """The operator as an autograd.Function: torch.func knows no other custom derivatives.
-
-    (torch 2.13: what `register_autograd` makes has no `setup_context`.)
-    """
-    operator = getattr(torch.ops.batchnorm, name)
-    rule, setup = _RULES[name]
-
-    class Function(torch.autograd.Function):
-        forward = staticmethod(lambda *operands: operator(*operands))
-        setup_context = staticmethod(setup)
-        backward = staticmethod(rule)
-
-        @staticmethod
-        def vmap(info: Any, in_dims: Any, *operands: Any) -> Any:
-            return one_by_one(_operator(name))(info, in_dims, *operands)
-
-    return Function

@@ -1,0 +1,137 @@
+"""One call of a kernel on PyTorch's tensors: what it is given, checked."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchnorm._native.library import DTYPES, check, load
+
+kernels = load()
+HUGE = 2 << 20  # bytes of an output whose page faults may cost more than the kernel
+_CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
+
+
+@functools.lru_cache(maxsize=1024)
+def _sizes(*sizes: int) -> Any:
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+def statistics_type(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+class Call:
+    """One call of a kernel: its big operands in an order that it reads, alive while it runs.
+
+    `channels_last` memory holds the channels behind D: the same kernels, with D in front of C. Any
+    other order is copied.
+
+    Raises:
+        ValueError: an operand is not what the kernel would read.
+    """
+
+    __slots__ = ("dtype", "dy", "first", "groups", "rows", "weights", "x")
+
+    def __init__(self, x: Tensor, weights: Tensor | None, dy: Tensor | None = None) -> None:
+        a, g, b, c, d = x.shape
+        dense = x.is_contiguous()
+        native = not dense and x.transpose(3, 4).is_contiguous()
+        self.x = x if dense or native else x.contiguous()
+        self.groups, self.rows = (g, 1), (g, c)
+        self.dtype = statistics_type(x)
+        sizes: tuple[int, ...] = (a, g, b * d, c, 1) if native else (a, g, b, c, d)
+        self.first: list[Any] = [_CODES[x.dtype], _sizes(*sizes), self.x.data_ptr()]
+        if dy is not None:
+            self.dy = self._like_x(dy, native)
+            self.first.append(self.dy.data_ptr())
+        if weights is None:
+            self.first += (None, None)
+            return
+        self.weights, sizes = self._dense_weights(weights, native)
+        self.first += (self.weights.data_ptr(), _sizes(*sizes))
+
+    def _like_x(self, dy: Tensor, native: bool) -> Tensor:
+        """dy in x's memory order."""
+        if dy.dtype is not self.x.dtype or dy.shape != self.x.shape:
+            raise ValueError(
+                f"batchnorm kernels: dy must be like x, {self.x.dtype} of shape "
+                f"{tuple(self.x.shape)}; got {dy.dtype} of shape {tuple(dy.shape)}."
+            )
+        return dy.transpose(3, 4).contiguous().transpose(3, 4) if native else dy.contiguous()
+
+    def _dense_weights(self, weights: Tensor, native: bool) -> tuple[Tensor, tuple[int, ...]]:
+        """Weights that the kernels read, and their sizes."""
+        a, g, b, one, d = weights.shape
+        if one != 1:
+            raise ValueError(
+                "batchnorm kernels: weights must have the shape [A, G or 1, B, 1, D]; got "
+                f"{tuple(weights.shape)}."
+            )
+        if native and (b, d) != (1, 1):  # B and D are one run now
+            weights = weights.expand(-1, -1, self.x.shape[2], 1, self.x.shape[4])
+            b, d = weights.shape[2] * weights.shape[4], 1
+        return weights.to(self.dtype).contiguous(), (a, g, b, d)
+
+    def vector(self, vector: Tensor | None, shape: tuple[int, int] | None = None) -> int | None:
+        """The pointer of a per-channel vector; the kernels are given no other memory than this."""
+        if vector is None:
+            return None
+        rows, columns = shape or self.rows
+        if (
+            vector.numel() != rows * columns
+            or vector.dtype is not self.dtype
+            or not vector.is_contiguous()
+        ):
+            raise ValueError(
+                f"batchnorm kernels: a per-channel vector must be a contiguous {self.dtype} of "
+                f"{rows * columns} elements; got {vector.dtype} of shape {tuple(vector.shape)}."
+            )
+        return vector.data_ptr()
+
+    def count(self, count: Tensor | None) -> int | None:
+        """The pointer of the groups' counts."""
+        return self.vector(count, self.groups)
+
+    def standardizing(
+        self,
+        mean: Tensor,
+        remainder: Tensor | None,
+        variance: Tensor,
+        epsilon: float,
+        scale: Tensor | None,
+        offset: Tensor | None,
+        activation: int,
+    ) -> tuple[Any, ...]:
+        """What all kernels but `moments` and `forward` take, in their order."""
+        vector = self.vector
+        return (
+            vector(mean),
+            vector(remainder),
+            vector(variance),
+            epsilon,
+            vector(scale),
+            vector(offset),
+            activation,
+        )
+
+    def fresh(self) -> Tensor:
+        """An output like x."""
+        out = torch.empty_like(self.x)
+        if out.nbytes >= HUGE:
+            kernels.bn_advise_huge(out.data_ptr(), out.nbytes)
+        return out
+
+    def fresh_moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean, remainder, variance and count, to be written."""
+        mean = self.x.new_empty(self.rows, dtype=self.dtype)
+        count = self.x.new_empty(self.groups, dtype=self.dtype)
+        return mean, torch.empty_like(mean), torch.empty_like(mean), count
+
+    def run(self, name: str, *rest: Any) -> None:
+        """Calls the kernel."""
+        check(kernels, getattr(kernels, name)(*self.first, *rest))
