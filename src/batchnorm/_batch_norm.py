@@ -202,9 +202,11 @@ def normalize(
     batch = {"auto": training, "batch": True, "moving": False}[options.statistics]
     update = training if options.update_statistics == "auto" else options.update_statistics
     fused = _takes_kernels(ops, options, x)
-    replicas = None  # one, whatever was asked for
+    replicas = alone = None  # one, whatever was asked for; `alone` is one that has a name
     if options.synchronized and (batch is not False or update is not False):
         replicas = ops.replicas(options.synchronized, options.owner)
+        if replicas is not None and replicas.number == 1:
+            replicas, alone = None, replicas
 
     view = view_of(ops, options, x, batch, update)
     check_vectors(ops, options, view, parameters, state)
@@ -246,6 +248,9 @@ def normalize(
         y = ops.standardize(
             values, used, *affine, options.epsilon, weights, live, activation, fused, replicas
         )
+    if alone is not None and update is not False:
+        # the same numbers, now known to be the same on all replicas, as a state must be
+        measured = merge_replicas(ops, measured, alone)
     y = view.undo(ops, y)
     if adjusted.varies:  # along reduced dimensions too, where no vector can hold it
         trains = trains if trains is True else view.spread_groups(ops, trains)

@@ -23,6 +23,7 @@ class Replicas(NamedTuple):
 
     group: Any
     owner: str
+    number: int
 
 
 def replicas(synchronized: Any, owner: str) -> Replicas | None:
@@ -48,7 +49,8 @@ def replicas(synchronized: Any, owner: str) -> Replicas | None:
             f"{owner}: synchronized must be True, False, a torch process group or the name of one; "
             f"got {synchronized!r}."
         )
-    return Replicas(synchronized, owner) if dist.get_world_size(synchronized) > 1 else None
+    number = dist.get_world_size(synchronized)
+    return Replicas(synchronized, owner, number) if number > 1 else None
 
 
 def _named(name: str, there: bool, owner: str) -> Any:
@@ -81,7 +83,7 @@ def _gathered(x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
     """The vectors x of all processes, one after the other."""
     # torch 2.13 deprecates the name that older versions have
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gathered = x.new_empty(dist.get_world_size(replicas.group) * x.numel())
+    gathered = x.new_empty(replicas.number * x.numel())
     gather(gathered, x, group=replicas.group)
     return gathered
 
