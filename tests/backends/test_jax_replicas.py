@@ -55,7 +55,7 @@ def test_a_layer_sends_one_message_forward_and_one_backward_as_documented(
 
 
 def over_one_device(synchronized: Any) -> Any:
-    """A step and its gradient in shard_map over one device, which checks that the state is whole."""
+    """A step and its gradient in shard_map over one device, which checks that state is whole."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
     parts, whole = jax.sharding.PartitionSpec("batch"), jax.sharding.PartitionSpec()
 
