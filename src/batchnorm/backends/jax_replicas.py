@@ -55,6 +55,11 @@ def replicas(synchronized: Any, owner: str) -> Replicas | None:
     return Replicas(synchronized, sizes[synchronized])
 
 
+def aligned(replicas: Replicas, means: jax.Array) -> Replicas:
+    """The replicas as they are: one program has as many ghost batches on all of them."""
+    return replicas
+
+
 def all_gather(x: jax.Array, replicas: Replicas) -> jax.Array:
     """x of every replica, `[replicas, *x.shape]`, the same on all of them; no derivative."""
     x = jax.lax.stop_gradient(x)
