@@ -51,7 +51,7 @@ def test_only_what_allocates_is_measured_with_every_memory():
 
 def test_what_synchronizing_costs_is_measured_without_page_faults():
     jobs = plan.jobs(("synchronized",), ("jax", "torch"), ("default",), ("3x5",))
-    assert [job.memory for job in jobs] == ["huge", "huge"]
+    assert [job.memory for job in jobs] == ["recycled", "recycled"]
 
 
 def test_contenders_take_turns_forward_and_backward():

@@ -32,12 +32,13 @@ MEMORY = {
     "recycled": {
         "MALLOC_MMAP_THRESHOLD_": "4294967296",
         "MALLOC_TRIM_THRESHOLD_": "8589934592",
+        "MALLOC_ARENA_MAX": "1",  # JAX allocates in threads, whose own arenas hold 64 MB at most
     },
 }
 
 # A call meets no page faults, or thousands, by the luck of what was freed before: 5 ms or 20. Where
 # both contenders run the same kernels, a ratio of minima would tell which was lucky once.
-WITHOUT_FAULTS = {"synchronized": "huge"}
+WITHOUT_FAULTS = {"synchronized": "recycled"}
 
 
 @dataclass(frozen=True)
