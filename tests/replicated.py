@@ -27,7 +27,8 @@ TESTS = Path(__file__).parent
 PACKAGE = Path(batchnorm.__file__).parent
 
 ROWS = {1: (9,), 2: (6, 3), 4: (5, 3, 0, 1)}  # nine, by the number of replicas
-GHOST = {1: (8,), 2: (4, 4), 4: (4, 4, 4, 4)}  # the number of ghost batches must agree
+GHOST = {1: (8,), 2: (4, 4), 4: (4, 4, 4, 4)}
+UNEQUAL = {1: (8,), 2: (2, 6), 4: (4, 2, 0, 6)}  # as many ghost batches as half of it, or none
 EQUAL = {1: (8,), 2: (4, 4), 4: (2, 2, 2, 2)}
 
 
@@ -70,6 +71,18 @@ MODES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
     "inference": ((6, 3), {"training": False}, {}),
     "everything masked": ((6, 3), {}, {"mask": False}),
     "NaN on one replica": ((6, 3), {}, {"nan": True}),
+    "unequal ghost": ((6, 3), {"virtual_batch_size": 2}, {"rows": UNEQUAL}),
+    "unequal ghost and axis 1": ((3, 6), {"virtual_batch_size": 2, "axis": 1}, {"rows": UNEQUAL}),
+    "unequal ghost, renorm, unbiased and weights": (
+        (6, 3),
+        {"virtual_batch_size": 2, "renorm": True, "unbiased_moving_variance": True},
+        {"rows": UNEQUAL, "weights": True},
+    ),
+    "unequal ghost, pooled, mask with NaN under it": (
+        (6, 3),
+        {"virtual_batch_size": 2, "pooled_moving_variance": True},
+        {"rows": UNEQUAL, "mask": True, "nan": True},
+    ),
 }
 NAMES = tuple(MODES)
 TOLERANCE = {"float64": 1e-12, "float16": 4e-3, "bfloat16": 3e-2}
@@ -98,7 +111,8 @@ def case(name: str, replicas: int, rows: Mapping[int, tuple[int, ...]] | None = 
     """A case of MODES, the same numbers wherever it is called."""
     tail, options, more = MODES[name]
     rng = np.random.default_rng(NAMES.index(name))
-    chosen = (rows or (GHOST if "ghost" in name else ROWS))[replicas]
+    usual = more.get("rows") or (GHOST if "virtual_batch_size" in options else ROWS)
+    chosen = (rows or usual)[replicas]
     shape = (sum(chosen), *tail)
     dtype = more.get("dtype", "float32")
     wide = "float64" if dtype == "float64" else "float32"
@@ -133,20 +147,45 @@ def expected(one: Case) -> reference.Result:
     """What one process makes of the whole batch, in float64.
 
     Group j of all replicas is one ghost batch (semantics of the originals): the same strided
-    groups of the whole batch, larger.
+    groups of the whole batch, larger. Replicas with fewer groups are filled with masked rows.
     """
     options = dict(one.options)
+    places, given = slice(None), one.given
+    padded = lambda array: array  # noqa: E731
     if size := options.get("virtual_batch_size"):
-        options["virtual_batch_size"] = size * sum(one.rows) // one.rows[0]
+        options["virtual_batch_size"] = size * len(one.rows)
+        places, padded = there(one).reshape(-1), lambda array: laid_out(one, array)
+        mask = given.get("mask", np.ones(sum(one.rows), bool))
+        given = {name: padded(array) for name, array in {**given, "mask": mask}.items()}
 
     def wide(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {k: v.astype("float64") if v.dtype.kind == "f" else v for k, v in arrays.items()}
 
-    x = rounded(one.x, one.dtype)
-    dy = rounded(one.dy, one.dtype)
-    return reference.batch_norm(
-        x, wide(one.parameters), wide(one.state), dy=dy, **options, **one.given
+    x, dy = (padded(rounded(array, one.dtype)) for array in (one.x, one.dy))
+    result = reference.batch_norm(
+        x, wide(one.parameters), wide(one.state), dy=dy, **options, **given
     )
+    assert result.dx is not None
+    return result._replace(y=result.y[places], dx=result.dx[places])
+
+
+def there(one: Case) -> np.ndarray:
+    """Which rows are a replica's own where all have as many as the largest: `[replicas, rows]`.
+
+    Its rows come first; with ghost batches, its groups do, each with all of its rows.
+    """
+    size = one.options.get("virtual_batch_size") or 1
+    groups = max(one.rows) // size
+    each = [np.arange(groups) < rows // size for rows in one.rows]
+    return np.stack([np.tile(own, size) for own in each])
+
+
+def laid_out(one: Case, array: np.ndarray) -> np.ndarray:
+    """The rows of an array where `there` says, zeros elsewhere: `[replicas * rows, ...]`."""
+    places = there(one).reshape(-1)
+    result = np.zeros((places.size, *array.shape[1:]), array.dtype)
+    result[places] = array
+    return result
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -214,7 +253,7 @@ def check(one: Case, parts: Sequence[dict[str, Any]], tolerance: float | None = 
 def groups_of(one: Case) -> int:
     """How many rows its moments have."""
     size = one.options.get("virtual_batch_size")
-    return one.rows[0] // size if size else 1
+    return max(one.rows) // size if size else 1
 
 
 def messages_of(one: Case) -> list[int]:

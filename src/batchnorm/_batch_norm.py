@@ -23,7 +23,7 @@ from batchnorm._arguments import (
     view_of,
 )
 from batchnorm._correction import Affine, adjustment, compose, renorm_correction
-from batchnorm._moments import Moments, attached, merge_replicas
+from batchnorm._moments import Moments, attached, first_groups, merge_replicas
 from batchnorm._options import Options
 from batchnorm._statistics import State, initial_value, remember, state_names
 from batchnorm._weights import combined_weights
@@ -202,9 +202,12 @@ def normalize(
     batch = {"auto": training, "batch": True, "moving": False}[options.statistics]
     update = training if options.update_statistics == "auto" else options.update_statistics
     fused = _takes_kernels(ops, options, x)
-    replicas = None  # one, whatever was asked for
+    replicas: Any = None  # one, whatever was asked for
+    alone: Any = None  # one that has a name
     if options.synchronized and (batch is not False or update is not False):
         replicas = ops.replicas(options.synchronized, options.owner)
+        if replicas is not None and replicas.number == 1:
+            replicas, alone = None, replicas
 
     view = view_of(ops, options, x, batch, update)
     check_vectors(ops, options, view, parameters, state)
@@ -218,12 +221,16 @@ def normalize(
     if not fused:  # once, so that the parts of a 16-bit derivative add up in float32
         values = ops.cast(values, dtype)
     live = _known_live(ops, view, weights, batch)
+    merged = None  # the moments of all replicas' groups, of which a replica may have the first few
     # nothing between the two big steps needs moments
     at_once = live is True and not options.renorm and replicas is None
     if not at_once and (batch is not False or update is not False):
         measured = used = ops.moments(values, weights, fused)
         if replicas is not None:
-            measured = merge_replicas(ops, used, replicas)
+            if view.groups is not None:
+                replicas = ops.aligned(replicas, used.mean)
+            merged = merge_replicas(ops, used, replicas)
+            measured = first_groups(merged, view.groups)
             used = measured if fused else attached(ops, measured, used, replicas)
     trains: bool | Tensor = True
     if live is None:
@@ -246,6 +253,9 @@ def normalize(
         y = ops.standardize(
             values, used, *affine, options.epsilon, weights, live, activation, fused, replicas
         )
+    if alone is not None and update is not False:
+        # the same numbers, now known to be the same on all replicas, as a state must be
+        merged = merge_replicas(ops, measured, alone)
     y = view.undo(ops, y)
     if adjusted.varies:  # along reduced dimensions too, where no vector can hold it
         trains = trains if trains is True else view.spread_groups(ops, trains)
@@ -260,7 +270,7 @@ def normalize(
         return y, dict(state)
     if update_from is not None:
         old = Rows(ops, view, update_from, dtype)
-    return y, _next_state(ops, options, old, measured, update, fused)
+    return y, _next_state(ops, options, old, merged or measured, update, fused)
 
 
 def _next_state(

@@ -67,7 +67,8 @@ def merge_replicas(ops: Any, moments: Moments, replicas: Any) -> Moments:
     One collective: each replica sends its moments packed as `[G, 3C + 1]`. The result is constant;
     `attached` has the derivatives.
 
-    Shapes: `[G, C]`, count `[G, 1]`, with one G on all replicas.
+    Shapes: `[G, C]`, count `[G, 1]`. Ghost batches: group j of all replicas is one group, and the
+    result has the groups of the replica with most of them; the others sent a count of 0.
     """
     own = tuple(ops.stop_gradient(part) for part in moments)
     c = ops.shape(moments.mean)[1]
@@ -75,6 +76,15 @@ def merge_replicas(ops: Any, moments: Moments, replicas: Any) -> Moments:
     parts = rows[:, :, :c], rows[:, :, c : 2 * c], rows[:, :, 2 * c : 3 * c], rows[:, :, 3 * c :]
     merged: tuple[Any, ...] = merge(ops, Moments(*parts))
     return Moments(*(part[0] for part in merged))
+
+
+def first_groups(moments: Moments, groups: Any) -> Moments:
+    """The rows of a replica's own ghost batches; all of them where there are none."""
+    if groups is None:
+        return moments
+    mean, remainder, variance, count = moments
+    first = None if remainder is None else remainder[:groups]
+    return Moments(mean[:groups], first, variance[:groups], count[:groups])
 
 
 def attached(ops: Any, merged: Moments, moments: Moments, replicas: Any) -> Moments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import socket
 from typing import Any
 
@@ -18,7 +19,7 @@ both_paths = pytest.mark.parametrize("fused", [False, None], ids=["composite", "
 each_mode = pytest.mark.parametrize("name", replicated.NAMES)
 
 
-@pytest.fixture(scope="module", params=(2, 4))
+@pytest.fixture(scope="module", params=(1, 2, 4))
 def devices(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     """How many devices, and what they found."""
     folder = tmp_path_factory.mktemp(f"jax{request.param}")
@@ -41,6 +42,8 @@ def test_a_layer_sends_one_message_forward_and_one_backward_as_documented(
     devices: tuple[int, dict[str, Any]], name: str, fused: bool | None
 ) -> None:
     count, found = devices
+    if count == 1:
+        return  # see below
     case = replicated.case(name, count)
     kind = f"f{8 * replicated.width(case)}"
     names = zip(("all_gather", "psum"), (count, 1), strict=True)  # gathering gives all rows
@@ -49,6 +52,41 @@ def test_a_layer_sends_one_message_forward_and_one_backward_as_documented(
         for (function, rows), size in zip(names, replicated.messages_of(case), strict=False)
     ]
     assert found["modes"][name, fused][1] == wanted
+
+
+def over_one_device(synchronized: Any) -> Any:
+    """A step and its gradient in shard_map over one device, which checks that state is whole."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
+    parts, whole = jax.sharding.PartitionSpec("batch"), jax.sharding.PartitionSpec()
+
+    def function(x: Any) -> Any:
+        parameters, state = batchnorm.init(x)
+
+        def loss(x: Any) -> Any:
+            y, new = batchnorm.batch_norm(
+                x, parameters, state, training=True, synchronized=synchronized
+            )
+            return (y**3).sum(), new
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    if not synchronized:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=(parts, whole))
+
+
+def test_one_device_takes_the_kernels_of_the_plain_function_and_sends_no_sums() -> None:
+    x = jnp.ones((8, 3))
+    found = [str(jax.make_jaxpr(over_one_device(how))(x)) for how in ("batch", False)]
+    synchronized, plain = (re.findall(r"target_name=(\w+)", text) for text in found)
+    assert synchronized == plain
+    assert "psum" not in found[0]
+
+
+def test_one_device_gives_the_bits_of_the_plain_function() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1, (9, 3)), "float32")
+    synchronized, plain = (jax.jit(over_one_device(how))(x) for how in ("batch", False))
+    jax.tree.map(np.testing.assert_array_equal, synchronized, plain)
 
 
 @pytest.mark.parametrize("how", ["unchecked", "pmap", "vmap"])

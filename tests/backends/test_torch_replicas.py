@@ -12,6 +12,7 @@ import batchnorm
 import replicated
 
 both_paths = pytest.mark.parametrize("fused", [False, None], ids=["composite", "fused"])
+NAMES_SENT = ["all_gather_single", "all_reduce"]
 each_mode = pytest.mark.parametrize("name", replicated.NAMES)
 
 
@@ -38,16 +39,27 @@ def test_a_layer_sends_one_message_forward_and_one_backward_as_documented(
 ) -> None:
     case = replicated.case(name, len(processes))
     width = replicated.width(case)
-    names = ("all_gather_single", "all_reduce")
     wanted = [
         (function, f"torch.float{8 * width}", count * width)
-        for function, count in zip(names, replicated.messages_of(case), strict=False)
+        for function, count in zip(NAMES_SENT, replicated.messages_of(case), strict=False)
     ]
     assert all(one["modes"][name, fused]["sent"] == wanted for one in processes)
 
 
 def test_shapes_are_no_longer_compared_once_they_have_been(processes: list[dict[str, Any]]) -> None:
-    assert [name for name, _, _ in processes[0]["steady"]] == ["all_gather_single", "all_reduce"]
+    assert [name for name, _, _ in processes[0]["steady"]] == NAMES_SENT
+
+
+def test_ghost_batches_may_number_otherwise_in_every_step(processes: list[dict[str, Any]]) -> None:
+    for step, rows in enumerate((replicated.UNEQUAL, replicated.GHOST, replicated.UNEQUAL)):
+        case = replicated.case("ghost", len(processes), rows)
+        replicated.check(case, [one["ghost"][0][step] for one in processes])
+
+
+def test_ghost_batches_send_one_message_more(processes: list[dict[str, Any]]) -> None:
+    sent = processes[0]["ghost"][1]
+    assert [name for name, _, _ in sent] == ["all_gather_single", *NAMES_SENT]
+    assert sent[0][1:] == ("torch.int64", 32)
 
 
 @both_paths
@@ -80,10 +92,10 @@ ERRORS = {
         "and {} by rank. Check the model and the data of each.",
         (3, 4),
     ),
-    "groups": (
-        "ValueError: batch_norm: the input must have as many ghost batches on all replicas; got 1 "
-        "here and {} by rank. Give every replica a multiple of virtual_batch_size as large.",
-        (1, 2),
+    "axes": (
+        "ValueError: batch_norm: the input must have as many channels on all replicas; got (2, 3) "
+        "here and {} by rank. Check the model and the data of each.",
+        ((2, 3), (3, 2)),
     ),
     "types": (
         "ValueError: batch_norm: the input must have as many bytes in a statistic on all replicas; "
@@ -99,6 +111,15 @@ def test_replicas_that_disagree_are_all_told_so(processes: list[dict[str, Any]],
     by_rank = [values[rank % 2] for rank in range(len(processes))]
     assert processes[0]["errors"][what] == message.format(by_rank)
     assert all(what in one["errors"] for one in processes)
+
+
+def test_ghost_batches_on_some_replicas_only_are_refused(processes: list[dict[str, Any]]) -> None:
+    ranks = list(range(1, len(processes), 2))
+    for one in processes:
+        assert one["errors"]["groups"] == (
+            "ValueError: batch_norm: virtual_batch_size must be given on all replicas or on none; "
+            f"got it on the ranks {ranks} only. Build the layer alike on all of them."
+        )
 
 
 def test_a_group_that_is_none_is_refused(processes: list[dict[str, Any]]) -> None:

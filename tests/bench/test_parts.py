@@ -49,6 +49,11 @@ def test_only_what_allocates_is_measured_with_every_memory():
     ]
 
 
+def test_what_synchronizing_costs_is_measured_without_page_faults():
+    jobs = plan.jobs(("synchronized",), ("jax", "torch"), ("default",), ("3x5",))
+    assert [job.memory for job in jobs] == ["recycled", "recycled"]
+
+
 def test_contenders_take_turns_forward_and_backward():
     called: list[str] = []
     clocks = {name: lambda name=name: called.append(name) or 0.5 for name in "abc"}

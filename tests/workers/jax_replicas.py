@@ -30,16 +30,13 @@ MESSAGE = re.compile(r":(f32|f64)\[([\d,]*)\]\S* = (all_gather|psum)\w*\[")
 
 def padded(one: replicated.Case, array: np.ndarray) -> np.ndarray:
     """Every replica's rows, `[replicas, rows, ...]`, with zeros for those it lacks."""
-    result = np.zeros((len(one.rows), max(one.rows), *array.shape[1:]), array.dtype)
-    for rank, rows in enumerate(one.rows):
-        result[rank, :rows] = one.part(array, rank)
-    return result
+    return replicated.laid_out(one, array).reshape(len(one.rows), -1, *array.shape[1:])
 
 
 def arrays(one: replicated.Case) -> tuple[Any, Any, dict[str, Any]]:
     """x, dy, and a mask and weights of the case, padded."""
     given = {name: padded(one, array) for name, array in one.given.items()}
-    there = padded(one, np.ones(one.x.shape[:1], bool))
+    there = replicated.there(one)
     if not there.all():
         given["mask"] = given.get("mask", True) & there
     x, dy = (padded(one, array).astype(one.dtype) for array in (one.x, one.dy))
@@ -76,12 +73,12 @@ def results(one: replicated.Case, out: Any) -> list[dict[str, Any]]:
     (y, dx), (slopes, new) = jax.tree.map(engines.ENGINES["jax"].numpy, out)
     return [
         {
-            "y": y[rank, :rows],
-            "dx": dx[rank, :rows],
+            "y": y[rank, own],
+            "dx": dx[rank, own],
             "state": new,
             **{name: slope * (rank == 0) for name, slope in slopes.items()},
         }
-        for rank, rows in enumerate(one.rows)
+        for rank, own in enumerate(replicated.there(one))
     ]
 
 

@@ -36,7 +36,7 @@ def counting(name: str) -> None:
 
 
 def sent() -> list[tuple[str, str, int]]:
-    """The collectives since the last call, without the comparisons of shapes."""
+    """The collectives since the last call, without those of shapes."""
     result = [one for one in SENT if one[1] != "torch.int64"]
     SENT.clear()
     return result
@@ -60,6 +60,15 @@ def steady() -> list[Any]:
         SENT.clear()
         replicated.run(one, ENGINE, RANK)
     return list(SENT)
+
+
+def ghost_steps() -> list[Any]:
+    """Steps with other numbers of ghost batches each time, and the collectives of the last."""
+    found = []
+    for rows in (replicated.UNEQUAL, replicated.GHOST, replicated.UNEQUAL):
+        SENT.clear()
+        found.append(replicated.run(replicated.case("ghost", REPLICAS, rows), ENGINE, RANK))
+    return [found, list(SENT)]
 
 
 def second_derivatives() -> dict[Any, Any]:
@@ -126,7 +135,7 @@ def errors() -> dict[str, str]:
 
     def attempt(name: str, shape: tuple[int, ...], synchronized: Any = True, **options: Any):
         x = torch.ones(shape, dtype=options.pop("dtype", torch.float32))
-        parameters, state = batchnorm.init(x)
+        parameters, state = batchnorm.init(x, axis=options.get("axis", -1))
         try:
             batchnorm.batch_norm(
                 x, parameters, state, training=True, synchronized=synchronized, **options
@@ -135,7 +144,8 @@ def errors() -> dict[str, str]:
             said[name] = f"{type(error).__name__}: {error}"
 
     attempt("channels", (4, 3 + RANK % 2))
-    attempt("groups", (2 + 2 * (RANK % 2), 3), virtual_batch_size=2)
+    attempt("groups", (4, 3), virtual_batch_size=2 if RANK % 2 else None)
+    attempt("axes", (4, 2 + RANK % 2, 5, 3 - RANK % 2), axis=[1, 3])
     attempt("types", (4, 3), dtype=torch.float64 if RANK % 2 else torch.float32)
     attempt("name", (4, 3), "nobody")
     attempt("object", (4, 3), Nobody())
@@ -160,6 +170,7 @@ def main() -> None:
         **first,
         "modes": modes(),
         "steady": steady(),
+        "ghost": ghost_steps(),
         "second": second_derivatives(),
     }
     if REPLICAS == 4:

@@ -39,6 +39,7 @@ transpose = jnp.transpose
 broadcast_to = jnp.broadcast_to
 concatenate = jnp.concatenate
 replicas = jax_replicas.replicas
+aligned = jax_replicas.aligned
 all_gather = jax_replicas.all_gather
 sum_of_zeros = jax_replicas.sum_of_zeros
 stop_gradient = jax.lax.stop_gradient

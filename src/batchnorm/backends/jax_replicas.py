@@ -15,9 +15,10 @@ from batchnorm._native.jax_axes import vary, varying
 
 
 class Replicas(NamedTuple):
-    """The axis to take statistics over."""
+    """The axis to take statistics over, and how many devices it has."""
 
     axis: str
+    number: int
 
 
 def replicas(synchronized: Any, owner: str) -> Replicas | None:
@@ -31,7 +32,8 @@ def replicas(synchronized: Any, owner: str) -> Replicas | None:
         TypeError: it is neither a name nor True.
     """
     # JAX 0.10 has no public name for this.
-    axes = sorted(str(axis) for axis in jax._src.core.get_axis_env().axis_sizes)
+    sizes = jax._src.core.get_axis_env().axis_sizes
+    axes = sorted(map(str, sizes))
     if synchronized is True:
         if axes:
             raise RuntimeError(
@@ -50,7 +52,12 @@ def replicas(synchronized: Any, owner: str) -> Replicas | None:
             f"got {synchronized!r} inside the axes {axes}. Under jax.jit with a sharded batch "
             "statistics are global as it is: write synchronized=True."
         )
-    return Replicas(synchronized)
+    return Replicas(synchronized, sizes[synchronized])
+
+
+def aligned(replicas: Replicas, means: jax.Array) -> Replicas:
+    """The replicas as they are: one program has as many ghost batches on all of them."""
+    return replicas
 
 
 def all_gather(x: jax.Array, replicas: Replicas) -> jax.Array:

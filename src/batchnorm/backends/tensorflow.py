@@ -33,6 +33,7 @@ zeros_like = tf.zeros_like
 transpose = tf.transpose
 concatenate = tf.concat
 replicas = tensorflow_replicas.replicas
+aligned = tensorflow_replicas.aligned
 all_gather = tensorflow_replicas.all_gather
 sum_of_zeros = tensorflow_replicas.sum_of_zeros
 stop_gradient = tf.stop_gradient

@@ -12,9 +12,13 @@ import tensorflow as tf
 
 
 class Replicas(NamedTuple):
-    """How many replicas there are to take statistics over."""
+    """How many replicas there are to take statistics over.
+
+    `groups`: how many rows messages have, of which a replica fills the first; None: its own.
+    """
 
     number: int
+    groups: tf.Tensor | None = None
 
 
 def replicas(synchronized: Any, owner: str) -> Replicas | None:
@@ -34,15 +38,37 @@ def replicas(synchronized: Any, owner: str) -> Replicas | None:
     return Replicas(context.num_replicas_in_sync)
 
 
+def aligned(replicas: Replicas, means: tf.Tensor) -> Replicas:
+    """The replicas, and how many ghost batches the one with most has: a message of its own."""
+    return replicas._replace(groups=tf.reduce_max(all_gather(tf.shape(means)[:1], replicas)))
+
+
 def all_gather(x: tf.Tensor, replicas: Replicas) -> tf.Tensor:
-    """x of every replica, `[replicas, *x.shape]`, the same on all of them; no derivative."""
+    """x of every replica, `[replicas, *x.shape]`, the same on all of them; no derivative.
+
+    Behind the rows of a replica that has fewer than another there are zeros.
+    """
+    x = _padded(tf.stop_gradient(x), replicas)
     own = tf.distribute.get_replica_context().replica_id_in_sync_group
     row = tf.reshape(tf.range(replicas.number) == own, [-1] + [1] * x.shape.rank)
-    return all_reduce(tf.where(row, tf.stop_gradient(x)[None], tf.zeros((), x.dtype)), replicas)
+    return _sum(tf.where(row, x[None], tf.zeros((), x.dtype)))
 
 
 def all_reduce(x: tf.Tensor, replicas: Replicas) -> tf.Tensor:
-    """The sum of x over the replicas, and of its derivatives."""
+    """The sum of x over the replicas, row by row, and of its derivatives."""
+    total = _sum(_padded(x, replicas))
+    return total if replicas.groups is None else total[: tf.shape(x)[0]]
+
+
+def _padded(x: tf.Tensor, replicas: Replicas) -> tf.Tensor:
+    """x with as many rows as messages have."""
+    if replicas.groups is None:
+        return x
+    missing = replicas.groups - tf.shape(x)[0]
+    return tf.pad(x, [[0, missing], *[[0, 0]] * (x.shape.rank - 1)])
+
+
+def _sum(x: tf.Tensor) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 

@@ -30,6 +30,7 @@ zeros_like = torch.zeros_like
 transpose = torch.permute
 concatenate = torch.cat
 replicas = torch_replicas.replicas
+aligned = torch_replicas.aligned
 all_gather = torch_replicas.all_gather
 sum_of_zeros = torch_replicas.sum_of_zeros
 
