@@ -12,6 +12,7 @@ import pytest
 from batchnorm import keras as ours
 
 pytestmark = pytest.mark.keras
+array = keras.ops.convert_to_numpy
 
 CORE = ["gamma", "beta", "moving_mean", "moving_variance"]
 RENORM = ["moving_stddev", "renorm_mean", "renorm_stddev"]
@@ -53,10 +54,6 @@ EVERYTHING = {
 
 def names(variables):
     return [variable.name for variable in variables]
-
-
-def array(variable):
-    return keras.ops.convert_to_numpy(variable)
 
 
 def small_model(*layers, shape=(5,)):
@@ -274,22 +271,15 @@ def test_a_schedule_comes_back_from_a_configuration():
     assert again.renorm_clipping["rmax"].get_config() == SCHEDULE.get_config()
 
 
+@pytest.mark.parametrize("value", [1.5, [1.5, 2.5]], ids=["one", "per channel"])
 @pytest.mark.parametrize(
-    "value",
-    [np.float32(1.5), np.array(1.5), lambda: keras.ops.convert_to_tensor(1.5),
-     lambda: keras.Variable(1.5, trainable=False)],
-    ids=["scalar", "array", "tensor", "variable"],
-)  # fmt: skip
-def test_a_clipping_value_of_any_kind_is_saved_as_a_number(value):
-    value = value() if callable(value) else value
-    layer = ours.BatchNormalization(renorm=True, renorm_clipping={"rmax": value})
-    assert layer.get_config()["renorm_clipping"] == {"rmax": 1.5}
-
-
-def test_a_clipping_value_per_channel_is_saved_as_a_list():
-    clipping = {"rmax": keras.ops.convert_to_tensor([1.5, 2.5])}
-    layer = ours.BatchNormalization(renorm=True, renorm_clipping=clipping)
-    assert layer.get_config()["renorm_clipping"] == {"rmax": [1.5, 2.5]}
+    "kind",
+    [np.float32, np.array, keras.ops.convert_to_tensor, keras.Variable],
+    ids=["NumPy", "array", "tensor", "variable"],
+)
+def test_a_clipping_value_of_any_kind_is_saved_as_numbers(kind, value):
+    layer = ours.BatchNormalization(renorm=True, renorm_clipping={"rmax": kind(value)})
+    assert layer.get_config()["renorm_clipping"] == {"rmax": value}
 
 
 def test_an_adjustment_is_not_saved_and_says_so():
