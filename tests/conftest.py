@@ -32,3 +32,18 @@ def engine(request: pytest.FixtureRequest):
     if request.param not in REQUESTED:  # a test of one framework only
         pytest.skip(f"BATCHNORM_TEST_BACKENDS does not request {request.param}")
     return engines.ENGINES[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _same_start(request: pytest.FixtureRequest):
+    """Every test of Keras starts with the same seed and the default policy, and leaves them so."""
+    if request.node.get_closest_marker("keras") is None:
+        yield
+        return
+    import keras
+
+    # Not keras.utils.clear_session: its garbage collection takes seconds with three frameworks.
+    keras.utils.set_random_seed(7)
+    policy = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(policy)

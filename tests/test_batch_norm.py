@@ -123,19 +123,18 @@ def test_compiled_functions_agree_with_the_reference(engine: engines.Engine, nam
         check(engine, call_on(rng, x, given=weighted, **options), mode=mode)
 
 
-def test_sixteen_bit_inputs_keep_their_type(engine: engines.Engine) -> None:
-    for dtype in ("float16", "bfloat16"):
+@pytest.mark.parametrize(
+    ("dtype", "statistics"),
+    [("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")],
+)
+def test_an_input_keeps_its_type_and_its_statistics_have_32_bits_or_more(
+    engine: engines.Engine, dtype: str, statistics: str
+) -> None:
+    with engine.precision(dtype):
         x = engine.tensor(np.ones((4, 3)), dtype)
         y, state = batchnorm.batch_norm(x, *batchnorm.init(x), training=True)
         assert engine.ops.dtype(y) == dtype
-        assert engine.ops.dtype(state["moving_mean"]) == "float32"
-
-
-def test_float64_inputs_have_float64_statistics(engine: engines.Engine) -> None:
-    with engine.precision("float64"):
-        x = engine.tensor(np.ones((4, 3)), "float64")
-        y, state = batchnorm.batch_norm(x, *batchnorm.init(x), training=True)
-        assert engine.ops.dtype(y) == engine.ops.dtype(state["moving_mean"]) == "float64"
+        assert engine.ops.dtype(state["moving_mean"]) == statistics
 
 
 @pytest.mark.parametrize("flag", [True, False])

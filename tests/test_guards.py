@@ -186,11 +186,17 @@ def test_a_constant_channel_without_epsilon_gives_the_offset(engine: engines.Eng
     np.testing.assert_array_equal(got["gamma"], np.zeros(3))
 
 
-@pytest.mark.parametrize("flag", [False, np.array(False)])
-def test_inference_leaves_every_statistic_alone(engine: engines.Engine, flag: Any) -> None:
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [({"training": False}, {}), ({}, {"training": np.array(False)})],
+    ids=["bool", "tensor"],
+)
+def test_inference_leaves_every_statistic_alone(
+    engine: engines.Engine, options: dict[str, Any], given: dict[str, Any]
+) -> None:
     x, parameters, state = start({"renorm": True})
-    step = engines.stepper(engine, engine.quick, renorm=True)
-    got = step(x, parameters, state, training=np.array(flag))["state"]
+    step = engines.stepper(engine, engine.quick, renorm=True, **options)
+    got = step(x, parameters, state, **given)["state"]
     for name, value in state.items():
         np.testing.assert_array_equal(got[name], value)
 

@@ -23,16 +23,6 @@ def engine() -> engines.Engine:
     return engines.ENGINES[keras.backend.backend()]
 
 
-@pytest.fixture(autouse=True)
-def _same_start():
-    """Every test starts with the same seed and the default policy, and leaves them so."""
-    # Not keras.utils.clear_session: its garbage collection takes seconds with three frameworks.
-    keras.utils.set_random_seed(7)
-    policy = keras.config.dtype_policy()
-    yield
-    keras.config.set_dtype_policy(policy)
-
-
 @pytest.fixture
 def wide(engine: engines.Engine) -> Callable[[str | None], Any]:
     """`with wide(dtype):` lets JAX have float64, which is off by default."""

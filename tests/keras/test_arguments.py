@@ -144,9 +144,13 @@ def test_the_synchronized_layer_refuses_synchronized():
         ours.SyncBatchNormalization(synchronized=False)
 
 
-def test_an_unknown_initializer_is_refused():
-    with pytest.raises(ValueError, match="Could not interpret initializer identifier"):
-        ours.BatchNormalization(gamma_initializer="nonsense")
+@pytest.mark.parametrize(
+    ("argument", "kind"),
+    [("gamma_initializer", "initializer"), ("activation", "activation function")],
+)
+def test_a_name_that_keras_does_not_know_is_refused(argument, kind):
+    with pytest.raises(ValueError, match=f"Could not interpret {kind} identifier"):
+        ours.BatchNormalization(**{argument: "nonsense"})
 
 
 @pytest.mark.parametrize(
@@ -224,18 +228,19 @@ def test_an_attribute_that_was_set_wrong_is_refused_by_the_next_call():
     )
 
 
-def test_another_number_of_channels_is_refused_by_a_built_layer():
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((6, 4), "expected axis 1 of input shape to have value 5"),
+        ((6, 2, 5), "expected ndim=2, found ndim=3"),
+    ],
+    ids=["channels", "rank"],
+)
+def test_an_input_of_another_shape_is_refused_by_a_built_layer(shape, message):
     layer = ours.BatchNormalization(name="bn")
     layer.build((None, 5))
-    with pytest.raises(ValueError, match="expected axis 1 of input shape to have value 5"):
-        layer(np.ones((6, 4), "float32"))
-
-
-def test_another_rank_is_refused_by_a_built_layer():
-    layer = ours.BatchNormalization(name="bn")
-    layer.build((None, 5))
-    with pytest.raises(ValueError, match=r"expected ndim=2, found ndim=3"):
-        layer(np.ones((6, 2, 5), "float32"))
+    with pytest.raises(ValueError, match=message):
+        layer(np.ones(shape, "float32"))
 
 
 def test_insisting_on_a_kernel_that_is_not_here_says_why(monkeypatch):
@@ -256,11 +261,6 @@ def test_axis_may_be_any_integer_type_or_sequence(axis):
 def test_statistics_are_none_before_build_as_in_keras():
     layer = ours.BatchNormalization()
     assert (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance) == (None,) * 4
-
-
-def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match="Could not interpret activation function identifier"):
-        ours.BatchNormalization(activation="nonsense")
 
 
 def test_the_folder_of_these_tests_does_not_hide_keras():

@@ -10,14 +10,11 @@ import reference
 from batchnorm import keras as ours
 
 pytestmark = pytest.mark.keras
+array = keras.ops.convert_to_numpy
 
 RNG = np.random.default_rng(13)
 X = RNG.normal(2.0, 3.0, (6, 4, 3)).astype("float32")
 INFERENCE = X / np.sqrt(1 + 1e-3)  # with initial statistics
-
-
-def array(tensor):
-    return keras.ops.convert_to_numpy(tensor)
 
 
 def dtype(tensor):
@@ -264,26 +261,20 @@ def test_relu_has_the_gradients_of_relu(options, step):
 # The same layer in other places.
 
 
-def test_a_layer_called_twice_in_a_model_updates_twice():
+@pytest.mark.parametrize("way", ["call", "fit"])
+def test_a_layer_called_twice_in_a_model_updates_twice_and_in_order(way):
     layer = ours.BatchNormalization(momentum=0.5)
     a, b = keras.Input((4, 3)), keras.Input((4, 3))
     model = keras.Model([a, b], layer(a) + layer(b))
-    model([X, 2 * X + 1], training=True)
+    if way == "call":
+        model([X, 2 * X + 1], training=True)
+    else:
+        model.compile("sgd", "mse")
+        model.fit([X, 2 * X + 1], X, batch_size=6, verbose=0)
     means = X.mean((0, 1)), (2 * X + 1).mean((0, 1))
     want = 0.5 * (0.5 * means[0]) + 0.5 * means[1]
     np.testing.assert_allclose(array(layer.moving_mean), want, rtol=1e-5)
     assert int(array(layer.num_updates)) == 2
-
-
-def test_a_layer_called_twice_in_fit_updates_in_order():
-    layer = ours.BatchNormalization(momentum=0.5)
-    a, b = keras.Input((4, 3)), keras.Input((4, 3))
-    model = keras.Model([a, b], layer(a) + layer(b))
-    model.compile("sgd", "mse")
-    model.fit([X, 2 * X + 1], X, batch_size=6, verbose=0)
-    means = X.mean((0, 1)), (2 * X + 1).mean((0, 1))
-    want = 0.5 * (0.5 * means[0]) + 0.5 * means[1]
-    np.testing.assert_allclose(array(layer.moving_mean), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 2}, {"renorm": True}])

@@ -11,13 +11,10 @@ import pytest
 from batchnorm import keras as ours
 
 pytestmark = pytest.mark.keras
+array = keras.ops.convert_to_numpy
 
 RNG = np.random.default_rng(15)
 X = RNG.normal(2.0, 3.0, (6, 4, 3)).astype("float32")
-
-
-def array(tensor):
-    return keras.ops.convert_to_numpy(tensor)
 
 
 @pytest.fixture

@@ -10,15 +10,12 @@ import reference
 from batchnorm import keras as ours
 
 pytestmark = pytest.mark.keras
+array = keras.ops.convert_to_numpy
 
 RNG = np.random.default_rng(12)
 X = RNG.normal(2.0, 3.0, (6, 4, 3)).astype("float32")
 MASK = RNG.random((6, 4)) < 0.6
 WEIGHTS = RNG.uniform(0.5, 2.0, 6).astype("float32")
-
-
-def array(tensor):
-    return keras.ops.convert_to_numpy(tensor)
 
 
 def expected_mean(weights):
@@ -31,17 +28,13 @@ def padded():
 
 
 @pytest.mark.parametrize("extra", [{}, {"batch_weights": WEIGHTS}], ids=["mask", "mask, weights"])
-def test_a_propagated_mask_counts(extra):
+@pytest.mark.parametrize("kind", ["bool", "tensor"])
+def test_a_propagated_mask_counts(extra, kind):
+    training = keras.ops.convert_to_tensor(True) if kind == "tensor" else True
     layer = ours.BatchNormalization(momentum=0.0)
-    layer(keras.layers.Masking()(padded()), training=True, **extra)
+    layer(keras.layers.Masking()(padded()), training=training, **extra)
     weights = MASK * (WEIGHTS[:, None] if extra else 1.0)
     np.testing.assert_allclose(array(layer.moving_mean), expected_mean(weights), atol=1e-5)
-
-
-def test_a_propagated_mask_counts_where_training_is_a_tensor():
-    layer = ours.BatchNormalization(momentum=0.0)
-    layer(keras.layers.Masking()(padded()), training=keras.ops.convert_to_tensor(True))
-    np.testing.assert_allclose(array(layer.moving_mean), expected_mean(MASK), atol=1e-5)
 
 
 def test_a_mask_counts_in_fit():

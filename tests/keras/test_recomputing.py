@@ -10,15 +10,12 @@ import reference
 from batchnorm import keras as ours
 
 pytestmark = pytest.mark.keras
+array = keras.ops.convert_to_numpy
 
 RNG = np.random.default_rng(14)
 X = RNG.normal(2.0, 3.0, (8, 5)).astype("float32")
 Z = RNG.normal(-1.0, 2.0, (8, 5)).astype("float32")
 DY = RNG.normal(size=(8, 5)).astype("float32")
-
-
-def array(tensor):
-    return keras.ops.convert_to_numpy(tensor)
 
 
 def new_layer(**options):

@@ -17,12 +17,6 @@ X = RNG.normal(2.0, 3.0, (6, 3, 2, 4)).astype("float32")
 WEIGHTS = np.array([1, 2, 0, 0.5, 3, 1], "float32")
 
 
-@pytest.fixture
-def session():
-    with tf.Graph().as_default(), v1.Session() as session:
-        yield session
-
-
 def placeholder(*shape, dtype="float32"):
     return v1.placeholder(dtype, shape)
 

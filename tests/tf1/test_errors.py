@@ -15,12 +15,6 @@ layers, contrib = tf1.layers.batch_normalization, tf1.contrib.layers.batch_norm
 X = np.ones((6, 3, 2, 4), "float32")
 
 
-@pytest.fixture
-def graph():
-    with tf.Graph().as_default() as graph:
-        yield graph
-
-
 def placeholder(*shape, dtype=tf.float32):
     return v1.placeholder(dtype, shape)
 

@@ -13,6 +13,7 @@ from reference import golden_arrays, golden_cases, golden_state
 
 pytestmark = pytest.mark.keras
 v1 = tf.compat.v1
+values = keras.ops.convert_to_numpy
 RNG = np.random.default_rng(4)
 X = RNG.normal(2.0, 3.0, (6, 3, 2, 4)).astype("float32")
 
@@ -20,10 +21,6 @@ only_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="V1 is TensorFlow's"
 )
 CASES = [case for case in golden_cases("keras_v1") if case["defect"] is None]
-
-
-def values(variable):
-    return keras.ops.convert_to_numpy(variable)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="of the other backends")

@@ -15,12 +15,6 @@ RNG = np.random.default_rng(2)
 X = RNG.normal(2.0, 3.0, (6, 3, 2, 4)).astype("float32")
 
 
-@pytest.fixture
-def session():
-    with tf.Graph().as_default(), v1.Session() as session:
-        yield session
-
-
 def run(session, fetches, feed):
     session.run(v1.global_variables_initializer())
     return session.run(fetches, feed)

@@ -19,12 +19,6 @@ MODES = [{}, {"renorm": True}, {"fused": False}, {"zero_debias_moving_mean": Tru
 each_mode = pytest.mark.parametrize("options", MODES, ids=str)
 
 
-@pytest.fixture
-def session():
-    with tf.Graph().as_default(), v1.Session() as session:
-        yield session
-
-
 def state_of(session):
     return {one.op.name: session.run(one) for one in v1.global_variables()}
 

@@ -14,8 +14,8 @@ from time import perf_counter
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from batchnorm._progress import progress
 from batchnorm.bench import copies, machine, report, row
 from batchnorm.bench.bars import verdicts
 from batchnorm.bench.plan import MEMORY, Settings
@@ -75,15 +75,7 @@ def _measure_all(jobs: Sequence[Settings], console: Console) -> tuple[list[Row],
     ended = True
     if not report.can_plot():
         said.append("No plots: matplotlib is missing. Run: pip install 'batchnorm[demo]'")
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    with bar:
+    with progress(console) as bar:
         for job in jobs:
             name = _name(job)
             task = bar.add_task(f"{name}: starting", total=None)

@@ -71,10 +71,8 @@ def with_mode(use: Any, case: Case) -> tuple[Given, dict[str, Any]]:
     if case.variant == "axes":
         axes = (1, 3)
         _, state = batchnorm.init(given.x, axis=axes)
-        gamma, beta = (
-            use.parameter(np.full(tuple(state["moving_mean"].shape), value, np.float32))
-            for value in (1.5, 0.1)
-        )
+        shape = tuple(state["moving_mean"].shape)
+        gamma, beta = (use.parameter(vector) for vector in ours.vectors(shape))
         return given._replace(gamma=gamma, beta=beta, state=state), {"axis": axes}
     raise ValueError(f"with_mode: the mode must be one of plan.MODES; got {case.variant!r}.")
 

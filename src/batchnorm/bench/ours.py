@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from batchnorm import batch_norm
+from batchnorm import batch_norm, init
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
 from batchnorm.bench.plan import Case
@@ -34,16 +34,28 @@ class Given(NamedTuple):
     axis: int  # of the channels
 
 
-def arrays(case: Case, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def arrays(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """x and dy in float32."""
+    shape = case.size.shape(case.layout)
     generator = np.random.default_rng(1)
     x = generator.standard_normal(shape, np.float32)
     return x * 2 + 1, generator.standard_normal(shape, np.float32)
 
 
-def vectors(channels: int) -> tuple[np.ndarray, np.ndarray]:
+def vectors(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """gamma and beta."""
-    return np.full(channels, 1.5, np.float32), np.full(channels, 0.1, np.float32)
+    return np.full(shape, 1.5, np.float32), np.full(shape, 0.1, np.float32)
+
+
+def given(
+    case: Case, tensor: Callable[..., Any], parameter: Callable[[np.ndarray], Any], renorm: bool
+) -> Given:
+    """The tensors of a case, made by these two functions of a framework."""
+    x, dy = (tensor(array, case.dtype) for array in arrays(case))
+    gamma, beta = (parameter(vector) for vector in vectors((case.size.c,)))
+    axis = 1 if case.layout == "first" else -1
+    _, state = init(x, axis=axis, renorm=renorm)
+    return Given(x, dy, gamma, beta, state, {}, axis)
 
 
 def plain(given: Given, training: bool = True, **options: Any) -> Function:

@@ -82,7 +82,7 @@ def _slim() -> Any:
 
 def _step(function: Callable[[Any], Any], case: Case) -> Callable[[], Any]:
     """A call that runs and returns the output and all gradients, and runs the updates."""
-    x, dy = ours.arrays(case, case.size.shape(case.layout))
+    x, dy = ours.arrays(case)
     with tf.Graph().as_default() as graph, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         given = [

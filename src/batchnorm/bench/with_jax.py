@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-import batchnorm
 from batchnorm.backends import jax as backend
 from batchnorm.bench import ours
 from batchnorm.bench.ours import EPSILON, MOMENTUM, Function, Given
@@ -27,19 +26,12 @@ def tensor(array: np.ndarray, dtype: str = "float32") -> jax.Array:
     return jnp.asarray(array, dtype)
 
 
-def parameter(array: np.ndarray) -> jax.Array:
-    """A tensor that gradients are taken of."""
-    return tensor(array)
+parameter = tensor  # gradients are taken of any
 
 
 def given(case: Case, renorm: bool = False, native: bool = False) -> Given:
     """The tensors of a case."""
-    shape = case.size.shape(case.layout)
-    x, dy = (tensor(array, case.dtype) for array in ours.arrays(case, shape))
-    gamma, beta = (parameter(vector) for vector in ours.vectors(case.size.c))
-    axis = 1 if case.layout == "first" else -1
-    _, state = batchnorm.init(x, axis=axis, renorm=renorm)
-    return Given(x, dy, gamma, beta, state, {}, axis)
+    return ours.given(case, tensor, parameter, renorm)
 
 
 def forward_backward(function: Function, given: Given) -> Callable[[], Any]:

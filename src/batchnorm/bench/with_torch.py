@@ -11,7 +11,6 @@ import torch._dynamo
 import torch.distributed as dist
 import torch.nn.functional as F
 
-import batchnorm
 from batchnorm.backends import torch as backend
 from batchnorm.bench import ours
 from batchnorm.bench.ours import EPSILON, MOMENTUM, Function, Given
@@ -35,16 +34,11 @@ def parameter(array: np.ndarray) -> torch.Tensor:
 
 def given(case: Case, renorm: bool = False, native: bool = False) -> Given:
     """The tensors of a case. `native`: channels-last as torch has it, a way to lie in memory."""
-    shape = case.size.shape(case.layout)
-    x, dy = (tensor(array, case.dtype) for array in ours.arrays(case, shape))
-    axis = 1 if case.layout == "first" else -1
-    if native and case.layout == "last" and x.ndim > 2:
-        x, dy = x.movedim(-1, 1), dy.movedim(-1, 1)
-        axis = 1
-    gamma, beta = (parameter(vector) for vector in ours.vectors(case.size.c))
-    x.requires_grad_()
-    _, state = batchnorm.init(x.detach(), axis=axis, renorm=renorm)
-    return Given(x, dy, gamma, beta, state, {}, axis)
+    made = ours.given(case, tensor, parameter, renorm)
+    if native and case.layout == "last" and made.x.ndim > 2:
+        made = made._replace(x=made.x.movedim(-1, 1), dy=made.dy.movedim(-1, 1), axis=1)
+    made.x.requires_grad_()
+    return made
 
 
 def forward_backward(function: Function, given: Given) -> Callable[[], Any]:

@@ -5,8 +5,8 @@ from time import perf_counter
 
 import keras
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from batchnorm._progress import progress
 from batchnorm.demo import claims, data, plan, report
 from batchnorm.demo.training import Run, Trainer
 
@@ -40,15 +40,7 @@ def train(todo: plan.Plan, seeds: int, console: Console) -> list[Run]:
     """Runs of every row, with live progress where the console is a terminal."""
     digits = data.load()
     runs = []
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    with bar:
+    with progress(console) as bar:
         task = bar.add_task("starting", total=len(todo.rows) * seeds)
         for regime, kind in todo.rows:
             name = f"{regime.name}, {plan.KINDS[kind]}"

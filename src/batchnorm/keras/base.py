@@ -14,31 +14,13 @@ from batchnorm import _axes
 from batchnorm._arguments import resolve_training
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
-from batchnorm._statistics import initial_value, state_names
+from batchnorm._statistics import state_names
 from batchnorm.backends import backend_of, why_not
+from batchnorm.keras import variables
+from batchnorm.keras.options import SAVED, arguments, as_tensors, configuration, returning_tensors
 
 # What `keras.layers.Layer` takes besides the arguments that are named here.
 _LAYER_KEYWORDS = {"activity_regularizer", "autocast", "dtype", "input_dim", "input_shape"}
-
-_OPTIONS = (
-    "axis",
-    "momentum",
-    "epsilon",
-    "renorm",
-    "renorm_clipping",
-    "renorm_momentum",
-    "fused",
-    "virtual_batch_size",
-    "adjustment",
-    "synchronized",
-    "unbiased_moving_variance",
-    "pooled_moving_variance",
-    "statistics",
-    "update_statistics",
-    "on_nonfinite",
-    "zero_debias",
-)
-_COUNTERS = ("num_updates", "skipped_updates")
 
 
 @keras.saving.register_keras_serializable(package="batchnorm")
@@ -172,8 +154,8 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     def _options(self) -> Options:
         """The options as they are now: attributes may be set at any time, and are checked again."""
         return Options(
-            **{name: _current(self._option(name)) for name in _OPTIONS if name != "adjustment"},
-            adjustment=_returning_tensors(self.adjustment),
+            **{name: as_tensors(self._option(name)) for name in SAVED},
+            adjustment=returning_tensors(self.adjustment),
             activation="relu" if self.activation is keras.activations.relu else None,
             owner=f"{type(self).__name__} {self.name!r}",
         )
@@ -197,14 +179,14 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         )
         shape = _axes.parameter_shape(input_shape, axes)
         if self.scale:
-            self.gamma = self._add_parameter("gamma", shape)
+            self.gamma = variables.parameter(self, "gamma", shape)
         if self.center:
-            self.beta = self._add_parameter("beta", shape)
+            self.beta = variables.parameter(self, "beta", shape)
         self._hold_parameters()
         for name in state_names(options):
-            setattr(self, name, self._add_statistic(name, shape))
-        for name, of in zip(_COUNTERS, ((), shape), strict=True):
-            setattr(self, name, self._add_variable(name, of, "zeros", dtype="int32"))
+            setattr(self, name, variables.statistic(self, name, shape))
+        for name, of in zip(variables.COUNTERS, ((), shape), strict=True):
+            setattr(self, name, variables.counter(self, name, of))
 
     @property
     def trainable(self) -> bool:
@@ -234,59 +216,6 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         for variable in (self.gamma, self.beta):
             if variable is not None:
                 variable.trainable = self._trainable and self._train_parameters
-
-    def _add_parameter(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
-        return self.add_weight(
-            shape=shape,
-            name=name,
-            dtype=self._statistics_dtype(),
-            initializer=getattr(self, f"{name}_initializer"),
-            regularizer=getattr(self, f"{name}_regularizer"),
-            constraint=getattr(self, f"{name}_constraint"),
-            autocast=False,
-        )
-
-    def _add_statistic(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
-        mean, variance = self.moving_mean_initializer, self.moving_variance_initializer
-        initializer: Any
-        if name in ("moving_mean", "renorm_mean"):
-            initializer = mean.clone()
-        elif name == "moving_variance":
-            initializer = variance.clone()
-        elif name in ("moving_stddev", "renorm_stddev"):
-
-            def initializer(shape: Any, dtype: Any = None) -> Any:
-                return keras.ops.sqrt(variance.clone()(shape, dtype=dtype))
-
-        else:
-            initializer = keras.initializers.Constant(initial_value(name))
-        return self._add_variable(name, shape, initializer, dtype=self._statistics_dtype())
-
-    def _add_variable(
-        self, name: str, shape: tuple[int, ...], initializer: Any, dtype: str
-    ) -> keras.Variable:
-        """A statistic or counter, which every replica of tf.distribute has for itself.
-
-        Outside of the replicas a statistic is the mean over them, as in the originals; a counter is
-        the first replica's. Nothing is exchanged when it is written.
-        """
-        # not add_weight, which has no `synchronization` (Keras 3.15)
-        with keras.name_scope(self.name, caller=self):
-            variable = keras.Variable(
-                keras.initializers.get(initializer),
-                shape=shape,
-                dtype=dtype,
-                trainable=False,
-                autocast=False,
-                aggregation="only_first_replica" if dtype == "int32" else "mean",
-                synchronization="on_read",
-                name=name,
-            )
-        self._track_variable(variable)
-        return variable
-
-    def _statistics_dtype(self) -> str:
-        return "float64" if self.variable_dtype == "float64" else "float32"
 
     def call(
         self,
@@ -325,7 +254,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
             for name, variable in (("gamma", self.gamma), ("beta", self.beta))
             if variable is not None
         }
-        names = (*state_names(options), *_COUNTERS)
+        names = (*state_names(options), *variables.COUNTERS)
         state = {name: getattr(self, name).value for name in names}
         ops = backend_of(inputs)
         training = resolve_training(ops, self._training(training), options.owner)
@@ -381,31 +310,15 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         seeds, so that `get_weights` and `set_weights` fit Keras' own layer; so are the variables
         that were given as options.
         """
-        hidden = [getattr(self, name, None) for name in _COUNTERS]
+        hidden = [getattr(self, name, None) for name in variables.COUNTERS]
         hidden += [self.momentum, self.renorm_momentum, *(self.renorm_clipping or {}).values()]
         return [one for one in super().weights if all(one is not other for other in hidden)]
 
     def save_own_variables(self, store: Any) -> None:
-        for index, variable in enumerate(self.weights):
-            store[str(index)] = variable
-        for name in _COUNTERS:
-            store[name] = getattr(self, name)
+        variables.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Also loads what Keras' own layer saved, which has no counters."""
-        keys = list(store.keys())
-        given = [key for key in keys if key not in _COUNTERS]
-        if len(given) != len(self.weights):
-            raise ValueError(
-                f"{type(self).__name__} {self.name!r}: the file must hold "
-                f"{[variable.name for variable in self.weights]}; got {len(given)} variables. "
-                "Build the layer with the options it was saved with."
-            )
-        for index, variable in enumerate(self.weights):
-            variable.assign(store[str(index)])
-        for name in _COUNTERS:
-            if name in keys:
-                getattr(self, name).assign(store[name])
+        variables.load(self, store)
 
     def get_config(self) -> dict[str, Any]:
         """What the user gave, whatever was built since; everything but `adjustment`."""
@@ -415,63 +328,8 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
                 "set it again on the loaded layer.",
                 stacklevel=2,
             )
-        config = keras.layers.Layer.get_config(self)
-        config.update(
-            {name: _plain(getattr(self, name)) for name in _OPTIONS if name != "adjustment"}
-        )
-        config.update(
-            {name: getattr(self, name) for name in ("center", "scale", "train_parameters")}
-        )
-        config["activation"] = keras.activations.serialize(self.activation)
-        for of in ("beta", "gamma", "moving_mean", "moving_variance"):
-            initializer = getattr(self, f"{of}_initializer")
-            config[f"{of}_initializer"] = keras.initializers.serialize(initializer)
-        for of in ("beta", "gamma"):
-            regularizer = getattr(self, f"{of}_regularizer")
-            config[f"{of}_regularizer"] = keras.regularizers.serialize(regularizer)
-            constraint = getattr(self, f"{of}_constraint")
-            config[f"{of}_constraint"] = keras.constraints.serialize(constraint)
-        return config
+        return keras.layers.Layer.get_config(self) | configuration(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> BatchNormalizationBase:
-        config = dict(config)
-        if clipping := config.get("renorm_clipping"):
-            config["renorm_clipping"] = {
-                key: keras.saving.deserialize_keras_object(value)
-                if isinstance(value, dict)
-                else value
-                for key, value in clipping.items()
-            }
-        return cls(**config)
-
-
-def _current(value: Any) -> Any:
-    """The value of an option with Keras variables in it as tensors, traced ones under a trace."""
-    if isinstance(value, Mapping):
-        return {key: _current(one) for key, one in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_current(one) for one in value)
-    return value.value if isinstance(value, keras.Variable) else value
-
-
-def _returning_tensors(function: Any) -> Any:
-    """A user's function whose returned tuple may hold Keras variables."""
-    if not callable(function):
-        return function  # Options refuses it
-    return lambda *arguments: _current(function(*arguments))
-
-
-def _plain(value: Any) -> Any:
-    """A value of an option as JSON can hold it: tensors as numbers, schedules as their configs."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if hasattr(value, "group_name"):  # a torch process group
-        return value.group_name
-    if callable(value) and not keras.ops.is_tensor(value):
-        return keras.saving.serialize_keras_object(value)
-    return keras.ops.convert_to_numpy(value).tolist()
+        return cls(**arguments(config))

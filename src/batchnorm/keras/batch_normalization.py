@@ -1,4 +1,4 @@
-"""The Keras names of the family: the same layer with other defaults and positions."""
+"""The Keras names of the family: the same layer, with what Keras does not have by keyword."""
 
 from __future__ import annotations
 

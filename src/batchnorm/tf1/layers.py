@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,10 +14,12 @@ from batchnorm.tf1 import _keras_names, _variables
 from batchnorm.tf1._application import apply
 from batchnorm.tf1._naming import layer_output
 from batchnorm.tf1._options import checked, moves_unbiased
+from batchnorm.tf1._scope import LayerScope
 from batchnorm.tf1._variables import Parameter, Vectors
 
 v1 = tf.compat.v1
 _KEYWORDS = {"dtype", "_reuse", "_scope"}
+_ZEROS, _ONES = v1.zeros_initializer(), v1.ones_initializer()
 _KINDS = ("initializer", "regularizer", "constraint")
 
 
@@ -65,10 +66,10 @@ class BatchNormalization:
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
-        beta_initializer: Any = v1.zeros_initializer(),  # noqa: B008, as the original has it
-        gamma_initializer: Any = v1.ones_initializer(),  # noqa: B008
-        moving_mean_initializer: Any = v1.zeros_initializer(),  # noqa: B008
-        moving_variance_initializer: Any = v1.ones_initializer(),  # noqa: B008
+        beta_initializer: Any = _ZEROS,
+        gamma_initializer: Any = _ONES,
+        moving_mean_initializer: Any = _ZEROS,
+        moving_variance_initializer: Any = _ONES,
         beta_regularizer: Any = None,
         gamma_regularizer: Any = None,
         beta_constraint: Any = None,
@@ -87,8 +88,7 @@ class BatchNormalization:
             raise TypeError(
                 f"BatchNormalization: the keyword arguments must be known ones; got {unknown}."
             )
-        self._base_name = name or "batch_normalization"
-        self.name = self._base_name
+        self.name = name or "batch_normalization"
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon
@@ -113,14 +113,10 @@ class BatchNormalization:
         self.updates: list[Any] = []
         self.losses: list[Any] = []
         self._dtype = None if kwargs.get("dtype") is None else tf.as_dtype(kwargs["dtype"])
-        self._reuse = kwargs.get("_reuse")
         self._hold(Vectors())
         self._shape = tf.TensorShape(None)
         self._options(tf.TensorShape(None), tf.float32, masked=False)  # checks them
-        self._scope = None
-        if kwargs.get("_scope"):
-            with v1.variable_scope(kwargs["_scope"]) as self._scope:
-                pass
+        self._scope = LayerScope(self.name, kwargs.get("_reuse"), kwargs.get("_scope"))
 
     def __call__(
         self, inputs: Any, training: Any = False, mask: Any = None, *, scope: Any = None
@@ -128,7 +124,7 @@ class BatchNormalization:
         """Inputs, normalized, with their shape and type."""
         inputs = tf.convert_to_tensor(inputs)
         at_once = _variables.updates_at_once(self._owner)
-        with self._opened(scope):
+        with self._scope.entered(scope, built=self.built):
             options = self._options(inputs.shape, inputs.dtype, masked=mask is not None)
             axes = _variables.known_axes(options, inputs.shape)
             training = resolve_training(backend, training, options.owner)
@@ -158,7 +154,7 @@ class BatchNormalization:
         shape, dtype = tf.TensorShape(input_shape), self._dtype or tf.float32
         options = self._options(shape, dtype, masked=False)
         axes = _variables.known_axes(options, shape)
-        with self._opened(None):
+        with self._scope.entered(None, built=self.built):
             self._build(options, axes, shape, dtype)
 
     def _build(
@@ -230,24 +226,10 @@ class BatchNormalization:
     def _owner(self) -> str:
         return f"BatchNormalization {self.name!r}"
 
-    @contextlib.contextmanager
-    def _opened(self, scope: Any) -> Iterator[None]:
-        """The variable scope of this layer, and the name scope that its ops are in."""
-        if self._scope is None:
-            name = scope or (self._base_name if self._reuse else None)
-            with v1.variable_scope(name, default_name=self._base_name) as self._scope:
-                pass
-        reuse = True if self.built else self._reuse
-        with (
-            v1.variable_scope(self._scope, reuse=reuse, auxiliary_name_scope=False) as opened,
-            v1.name_scope(opened.original_name_scope),
-        ):
-            yield
-
     @property
     def scope_name(self) -> str:
         """The name of the variable scope, which the first call opens."""
-        if self._scope is None:
+        if self._scope.name is None:
             raise ValueError(
                 f"{self._owner}: scope_name must be read after the first call; got none before it."
             )
@@ -292,10 +274,10 @@ def batch_normalization(
     epsilon: float = 1e-3,
     center: bool = True,
     scale: bool = True,
-    beta_initializer: Any = v1.zeros_initializer(),  # noqa: B008, as the original has it
-    gamma_initializer: Any = v1.ones_initializer(),  # noqa: B008
-    moving_mean_initializer: Any = v1.zeros_initializer(),  # noqa: B008
-    moving_variance_initializer: Any = v1.ones_initializer(),  # noqa: B008
+    beta_initializer: Any = _ZEROS,
+    gamma_initializer: Any = _ONES,
+    moving_mean_initializer: Any = _ZEROS,
+    moving_variance_initializer: Any = _ONES,
     beta_regularizer: Any = None,
     gamma_regularizer: Any = None,
     beta_constraint: Any = None,
