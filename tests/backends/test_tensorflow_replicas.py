@@ -14,6 +14,7 @@ import replicated
 
 both_paths = pytest.mark.parametrize("fused", [False, None], ids=["composite", "fused"])
 each_mode = pytest.mark.parametrize("name", replicated.NAMES)
+two_replicas = pytest.mark.parametrize("mirrored", [2], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=(2, 4))
@@ -81,12 +82,11 @@ def test_second_derivatives_are_those_of_one_process(
     np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-8)
 
 
+@two_replicas
 @pytest.mark.parametrize("name", ["sync_two_replicas", "k2_two_replicas_fused"])
 def test_recordings_of_two_replicas_replay(mirrored: tuple[int, dict[str, Any]], name: str) -> None:
     """Without synchronization too: local statistics, of which whoever reads sees the mean."""
-    count, found = mirrored
-    if count != 2:
-        return
+    _, found = mirrored
     (case,) = (
         one for one in reference.golden_cases("keras_sync", "keras_v2") if one["name"] == name
     )
@@ -97,10 +97,9 @@ def test_recordings_of_two_replicas_replay(mirrored: tuple[int, dict[str, Any]],
         np.testing.assert_allclose(got[what], recorded[f"state/{what}"][1:], rtol=5e-5, atol=5e-5)
 
 
+@two_replicas
 def test_fit_under_a_strategy_is_fit_without_one(mirrored: tuple[int, dict[str, Any]]) -> None:
-    count, found = mirrored
-    if count != 2:
-        return
+    _, found = mirrored
     for one, other in zip(*found["fit"], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 

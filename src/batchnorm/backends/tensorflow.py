@@ -10,14 +10,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from batchnorm import _native
 from batchnorm._moments import Moments
-from batchnorm.backends import composite, tensorflow_replicas
-from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
+from batchnorm.backends import composite, tensorflow_operators, tensorflow_replicas
+from batchnorm.backends.fused import ACTIVATIONS, vectors
 from batchnorm.backends.tensorflow_replicas import Replicas
 
 _ops = sys.modules[__name__]
-UNAVAILABLE = _native.load_operators("tensorflow")
+UNAVAILABLE = tensorflow_operators.UNAVAILABLE
 if UNAVAILABLE is None:
     from batchnorm._native import tensorflow as kernels
 
@@ -212,7 +211,9 @@ def standardize(
         return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
     given = vectors(_ops, x, moments, scale, offset, live)
     if replicas is not None and live is not False:
-        return _standardize_over(replicas, x, weights, given, epsilon, ACTIVATIONS[activation])
+        return tensorflow_operators.standardize_over(
+            replicas, x, weights, given, epsilon, ACTIVATIONS[activation]
+        )
     return kernels.standardize(x, weights, given, epsilon, ACTIVATIONS[activation], live is False)
 
 
@@ -242,121 +243,3 @@ def affine(
 ) -> tf.Tensor:
     """See `composite.affine`."""
     return composite.affine(_ops, u, scale, offset, activation)
-
-
-def _standardize_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
-    x, weights, *given, epsilon = op.inputs
-    dx, sum_dy, sum_dy_xh = kernels.backward(
-        x,
-        dy,
-        weights,
-        *given,
-        epsilon,
-        activation=op.get_attr("activation"),
-        frozen=op.get_attr("frozen"),
-    )
-    *_, scale, offset, _ = given
-    d_scale, d_offset = _present(scale, sum_dy_xh), _present(offset, sum_dy)
-    return [dx, None, None, None, None, None, d_scale, d_offset, None, None]
-
-
-def _forward_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
-    x, weights, scale, offset, epsilon = op.inputs
-    _, mean, remainder, variance, count = op.outputs
-    live = tf.zeros((0,), mean.dtype)  # absent: all of them
-    operands = (x, dy, weights, mean, remainder, variance, count, scale, offset, live, epsilon)
-    dx, sum_dy, sum_dy_xh = kernels.backward(
-        *operands, activation=op.get_attr("activation"), frozen=False
-    )
-    return [dx, None, _present(scale, sum_dy_xh), _present(offset, sum_dy), None]
-
-
-def _present(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor | None:
-    """The gradient of a vector, unless it was absent and so has another shape."""
-    return gradient if vector.shape.rank == 2 else None
-
-
-def _standardize_over(
-    replicas: Replicas,
-    x: tf.Tensor,
-    weights: tf.Tensor | None,
-    given: Vectors,
-    epsilon: float,
-    activation: int,
-) -> tf.Tensor:
-    """`standardize` with the moments of all replicas: its derivative adds two vectors over them."""
-    names = [name for name in ("scale", "offset") if getattr(given, name) is not None]
-    how = (epsilon, activation)
-
-    def named(affine: tuple[tf.Tensor, ...]) -> Vectors:
-        return given._replace(**dict(zip(names, affine, strict=True)))
-
-    @tf.custom_gradient
-    def function(x: tf.Tensor, *affine: tf.Tensor) -> Any:
-        y = kernels.standardize(x, weights, named(affine), *how, False)
-        return y, lambda dy: derivative(x, dy, *affine)
-
-    @tf.custom_gradient
-    def derivative(x: tf.Tensor, dy: tf.Tensor, *affine: tf.Tensor) -> Any:
-        sums = kernels.backward_sums(x, dy, weights, named(affine), *how)
-        both = tensorflow_replicas.all_reduce(tf.concat(sums, 1), replicas)
-        dx = kernels.backward_input(x, dy, weights, named(affine), tf.split(both, 2, 1), *how)
-        slopes = {"scale": sums[1], "offset": sums[0]}
-
-        def second(*upstream: tf.Tensor) -> Any:
-            """Its derivative, by differentiating the composite path twice."""
-            inputs = [x, dy, *affine]
-            with tf.GradientTape() as outer:
-                outer.watch(inputs)
-                with tf.GradientTape() as inner:
-                    inner.watch(inputs)
-                    y = recomputed(_ops, x, weights, named(affine), *how, False, replicas)
-                first = inner.gradient(y, [x, *affine], dy)
-                total = tf.add_n(
-                    [
-                        tf.reduce_sum(tf.cast(u * v, given.mean.dtype))
-                        for u, v in zip(upstream, first, strict=True)
-                    ]
-                )
-            return outer.gradient(total, inputs)
-
-        return [dx, *(slopes[name] for name in names)], second
-
-    return function(x, *(getattr(given, name) for name in names))
-
-
-def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
-    """The derivative of the backward kernel, by differentiating the composite path twice."""
-    x, dy, weights, *given, epsilon = op.inputs
-    absent = [vector.shape.rank == 1 for vector in given]
-    named = Vectors(*(None if not_there else v for v, not_there in zip(given, absent, strict=True)))
-    w = None if weights.shape.num_elements() == 0 else tf.expand_dims(weights, 3)
-    scale, offset = (
-        fill(named.mean) if vector is None else vector
-        for fill, vector in ((tf.ones_like, named.scale), (tf.zeros_like, named.offset))
-    )
-    eps = tf.cast(epsilon, named.mean.dtype)
-    how = (eps, op.get_attr("activation"), op.get_attr("frozen"))
-    inputs = [x, dy, scale, offset]
-    with tf.GradientTape() as outer:
-        outer.watch(inputs)
-        with tf.GradientTape() as inner:
-            inner.watch(inputs)
-            y = recomputed(_ops, x, w, named._replace(scale=scale, offset=offset), *how)
-        dx, sum_dy_xh, sum_dy = inner.gradient(y, [x, scale, offset], dy)
-        total = tf.add_n(
-            [
-                tf.reduce_sum(tf.cast(u * v, named.mean.dtype))
-                for u, v in zip(upstream, (dx, sum_dy, sum_dy_xh), strict=True)
-            ]
-        )
-    d_x, d_dy, d_scale, d_offset = outer.gradient(total, inputs)
-    d_scale = None if named.scale is None else d_scale
-    d_offset = None if named.offset is None else d_offset
-    return [d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None]
-
-
-if UNAVAILABLE is None:
-    tf.RegisterGradient("BatchnormStandardize")(_standardize_gradient)
-    tf.RegisterGradient("BatchnormForward")(_forward_gradient)
-    tf.RegisterGradient("BatchnormBackward")(_backward_gradient)

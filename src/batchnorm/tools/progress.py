@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from batchnorm._progress import progress
 
 
 def shown(items: Iterable[Any], words: str, total: int | None) -> Iterator[Any]:
@@ -15,6 +16,5 @@ def shown(items: Iterable[Any], words: str, total: int | None) -> Iterator[Any]:
     if not console.is_terminal:
         yield from items
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+    with progress(console) as bar:
         yield from bar.track(items, total=total, description=words)
