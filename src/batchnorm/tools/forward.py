@@ -12,27 +12,49 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from batchnorm._moments import Moments
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import is_keras
 
-Proceed = Callable[..., Any]
-# Called for each call of a layer: (index of the norm, its input, mask, weights, proceed, given).
-# Returns the layer's output and a tuple of tensors to hand out. `proceed()` is the layer itself,
-# `proceed(mean, variance)` with these in place of its moving statistics, `proceed(training=True)`
-# as in training.
-Visit = Callable[[int, Any, Any, Any, Proceed, Any], tuple[Any, Any]]
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer, as a visitor sees it.
+
+    Attributes:
+        x, mask, weights: what the layer was called with.
+        proceed: `proceed()` is the layer itself, `proceed(mean, variance)` with these in place of
+            its moving statistics, `proceed(training=True)` as in training.
+        given: what the program was given for this layer; None where there is nothing.
+    """
+
+    norm: Norm
+    x: Any
+    mask: Any
+    weights: Any
+    proceed: Callable[..., Any]
+    given: Any
+
+    def moments(self) -> Moments:
+        """The moments of the input, as `Norm.measured` has them."""
+        return self.norm.measured(self.x, self.mask, self.weights)
+
+
+# Returns the layer's output and a tuple of tensors to hand out.
+Visit = Callable[[Call], tuple[Any, Any]]
 Results = dict[str, list[Any]]  # by index of the norm: what the visitor handed out at each call
 
 
 class Program:
     """Forward passes over a batch, one for each visitor; every other layer is in inference.
 
-    Called with a batch and `given`, a tree of arrays for the visitors. Returns what each handed
-    out, as NumPy arrays.
+    Called with a batch and `given`: for indices of norms, as text, a tree of arrays for their
+    visitors. Returns what each visitor handed out, as NumPy arrays.
 
     Attributes:
         order: indices of the norms in the order in which the model calls them; known after the
@@ -175,7 +197,8 @@ def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results
             extra = {} if training is None else {"training": training}
             return original(*args, **{**kwargs, **extra})
 
-        outputs, result = visit(index, x, mask, arguments.get("batch_weights"), proceed, given)
+        weights, own = arguments.get("batch_weights"), given.get(str(index))
+        outputs, result = visit(Call(norm, x, mask, weights, proceed, own))
         results.setdefault(str(index), []).append(result)
         return outputs
 

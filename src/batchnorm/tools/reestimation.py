@@ -14,7 +14,7 @@ from rich.table import Table
 from batchnorm._moments import Moments
 from batchnorm.backends import backend_of
 from batchnorm.tools.data import Batches
-from batchnorm.tools.forward import Proceed
+from batchnorm.tools.forward import Call
 from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
@@ -195,7 +195,7 @@ class _Estimation:
 
     def __init__(self, model: Any, norms: list[Norm], method: str) -> None:
         self._model, self._norms, self._method = model, norms, method
-        visit = functools.partial(_visit, norms, method)
+        visit = functools.partial(_visit, method)
         self._program = program(model, norms, f"reestimate {method}", [visit])
         self._pools = [
             Pool(len(norm.statistics()[0]), method, norm.momentum, norm.unbiased) for norm in norms
@@ -272,20 +272,10 @@ class _Estimation:
         return given
 
 
-def _visit(
-    norms: Sequence[Norm],
-    method: str,
-    index: int,
-    x: Any,
-    mask: Any,
-    weights: Any,
-    proceed: Proceed,
-    given: Any,
-) -> tuple[Any, Any]:
-    norm = norms[index]
-    moments = norm.measured(x, mask, weights)
-    before, adds = given[str(index)]
-    return proceed(*running(norm, moments, before, adds, method)), tuple(moments)
+def _visit(method: str, call: Call) -> tuple[Any, Any]:
+    moments = call.moments()
+    before, adds = call.given
+    return call.proceed(*running(call.norm, moments, before, adds, method)), tuple(moments)
 
 
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
