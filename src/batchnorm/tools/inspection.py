@@ -13,7 +13,7 @@ from batchnorm.tools.diagnosis import diagnose
 from batchnorm.tools.forward import Call
 from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Array, Norm
-from batchnorm.tools.norms import find
+from batchnorm.tools.norms import copied, find
 from batchnorm.tools.pooling import Pool
 from batchnorm.tools.profile import Profile
 from batchnorm.tools.progress import shown
@@ -180,4 +180,6 @@ def _sample(norm: Norm, x: Any) -> Any:
     for axis in free:
         size = shape[axis]
         cut[axis] = slice(0, None, max(1, size // each)) if isinstance(size, int) else slice(0, 1)
-    return x[tuple(cut)]
+    # a slice in torch is a view, which would keep all of x until the pass is over: the layers
+    # behind could not have its memory, and fresh memory costs more than what they compute
+    return copied(x[tuple(cut)])
