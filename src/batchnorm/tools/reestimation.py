@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from batchnorm._moments import Moments
-from batchnorm.backends import backend_of
+from batchnorm.backends import backend_of, host
 from batchnorm.tools.data import Batches
 from batchnorm.tools.forward import Call
 from batchnorm.tools.keeping import program
@@ -281,11 +281,23 @@ def _visit(method: str, call: Call) -> tuple[Any, Any]:
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
     """Mean and variance of what was pooled and this batch; where that is nothing, the layer's."""
     ops = backend_of(new.mean)
+    operands = [*new, *before, adds, *norm.held(ops.dtype(new.mean))]
+    arrays = ops.on_host(operands)
+    if arrays is None:
+        return _running(ops, operands, method, norm.momentum)
+    mean, variance = host.quietly(_running, host, arrays, method, norm.momentum)
+    return ops.from_host(mean, new.mean), ops.from_host(variance, new.mean)
+
+
+def _running(
+    ops: Any, operands: Sequence[Any], method: str, momentum: float | None
+) -> tuple[Any, Any]:
+    new, before = Moments(*operands[:4]), operands[4:8]
+    adds, own_mean, own_variance = operands[8:]
     dtype = ops.dtype(new.mean)
     old = Moments(*(ops.cast(part, dtype) for part in before))
     now = new._replace(count=new.count * ops.cast(adds, dtype))
-    pooled = pool(ops, norm.concatenate, old, now, method, norm.momentum)
+    pooled = pool(ops, old, now, method, momentum)
     mean, variance = pooled.mean + pooled.remainder, pooled.variance
     usable = (pooled.count > 0) & ops.isfinite(mean) & ops.isfinite(variance)
-    own_mean, own_variance = norm.held(dtype)
     return ops.where(usable, mean, own_mean), ops.where(usable, variance, own_variance)
