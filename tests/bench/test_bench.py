@@ -93,6 +93,8 @@ def test_every_question_has_rows_on_every_framework(framework, tmp_path):
         originals = {row["variant"] for row in rows["modes"] if row["peer"] == "tf_keras"}
         assert originals == {"renorm", "ghost"}
     assert {row["ours"] for row in rows["models"]} == {"ours", "ours, activation='relu'"}
+    modules = {"modules"} if framework == "torch" else set()
+    assert {row["variant"] for row in rows["tools"]} == {"ours", "keras"} | modules
 
 
 def test_help_imports_no_framework():

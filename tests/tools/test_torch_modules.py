@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import batchnorm
+from batchnorm.tools.inspection import _sample
+from batchnorm.tools.norms import find
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(5, 2, (23, 3, 6)).astype(np.float32)
@@ -84,6 +86,45 @@ def test_an_interruption_leaves_the_module_bit_for_bit():
     assert bits(model) == before
     assert "forward" not in vars(model[0])
     assert all(one.training for one in model.modules())
+
+
+class Counting(torch.nn.Module):
+    """Adds the number of its calls, and interrupts at one of them."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.last = last
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == self.last:
+            raise KeyboardInterrupt
+        return x + self.calls
+
+
+@pytest.mark.parametrize("tool", [batchnorm.inspect, batchnorm.reestimate])
+def test_an_interruption_inside_a_pass_leaves_the_module_bit_for_bit(tool):
+    model = torch.nn.Sequential(*module(), Counting(1))
+    before = bits(model)
+    with pytest.raises(KeyboardInterrupt):
+        tool(model, X)
+    assert bits(model) == before
+    assert all(one.training for one in model.modules())
+
+
+def test_every_pass_begins_with_the_same_buffers():
+    model = torch.nn.Sequential(Counting(2), *module())
+    before = bits(model)
+    report = batchnorm.inspect(model, X)
+    assert bits(model) == before
+    np.testing.assert_allclose(report.profiles[0].mean, 1 + X.mean((0, 2)), rtol=1e-5)
+
+
+def test_a_sample_keeps_no_activation():
+    norm = find(module(), "test")[0]
+    sample = _sample(norm, torch.zeros(64, 3, 40))
+    assert sample.untyped_storage().nbytes() == sample.nbytes
 
 
 def test_frozen_statistics_survive_train():

@@ -21,6 +21,7 @@ all = np.all
 ones_like = np.ones_like
 zeros_like = np.zeros_like
 broadcast_to = np.broadcast_to
+concatenate = np.concatenate
 
 
 def is_tensor(value: Any) -> bool:

@@ -121,7 +121,7 @@ def _model(framework: str, limit: float) -> Bar:
 
 
 def _tool(name: str, framework: str, variant: str, limit: float) -> Bar:
-    layers = "our layers" if variant == "ours" else "Keras' own"
+    layers = {"ours": "our layers", "keras": "Keras' own", "modules": "plain modules"}[variant]
     return Bar(
         f"{name} with {layers} on {framework}, over a forward pass",
         lambda row: (
@@ -214,7 +214,8 @@ BARS = (
         _tool(name, framework, variant, limit)
         for name, limit in (("inspect", 3), ("reestimate", 1.3))
         for framework in ("torch", "jax", "tensorflow")
-        for variant in ("ours", "keras")
+        for variant in ("ours", "keras", "modules")
+        if variant != "modules" or framework == "torch"
     ),
 )
 

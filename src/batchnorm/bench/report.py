@@ -53,7 +53,7 @@ def cells(row: Row) -> tuple[str, ...]:
 def case(row: Row) -> str:
     """Who did what, as far as it is not the same for the whole question."""
     variant = "" if row.variant == "plain" else row.variant
-    contender = "" if row.ours == "ours" else row.ours
+    contender = "" if row.ours in ("ours", row.what) else row.ours
     memory = "" if row.memory == "default" else f"memory {row.memory}"
     return ", ".join(part for part in (row.framework, variant, row.what, contender, memory) if part)
 

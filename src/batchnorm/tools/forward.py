@@ -12,27 +12,49 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from batchnorm._moments import Moments
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import is_keras
 
-Proceed = Callable[..., Any]
-# Called for each call of a layer: (index of the norm, its input, mask, weights, proceed, given).
-# Returns the layer's output and a tuple of tensors to hand out. `proceed()` is the layer itself,
-# `proceed(mean, variance)` with these in place of its moving statistics, `proceed(training=True)`
-# as in training.
-Visit = Callable[[int, Any, Any, Any, Proceed, Any], tuple[Any, Any]]
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer, as a visitor sees it.
+
+    Attributes:
+        x, mask, weights: what the layer was called with.
+        proceed: `proceed()` is the layer itself, `proceed(mean, variance)` with these in place of
+            its moving statistics, `proceed(training=True)` as in training.
+        given: what the program was given for this layer; None where there is nothing.
+    """
+
+    norm: Norm
+    x: Any
+    mask: Any
+    weights: Any
+    proceed: Callable[..., Any]
+    given: Any
+
+    def moments(self) -> Moments:
+        """The moments of the input, as `Norm.measured` has them."""
+        return self.norm.measured(self.x, self.mask, self.weights)
+
+
+# Returns the layer's output and a tuple of tensors to hand out.
+Visit = Callable[[Call], tuple[Any, Any]]
 Results = dict[str, list[Any]]  # by index of the norm: what the visitor handed out at each call
 
 
 class Program:
     """Forward passes over a batch, one for each visitor; every other layer is in inference.
 
-    Called with a batch and `given`, a tree of arrays for the visitors. Returns what each handed
-    out, as NumPy arrays.
+    Called with a batch and `given`: for indices of norms, as text, a tree of arrays for their
+    visitors. Returns what each visitor handed out, as NumPy arrays.
 
     Attributes:
         order: indices of the norms in the order in which the model calls them; known after the
@@ -111,24 +133,44 @@ class Program:
     def _torch_passes(self, batch: Any, given: Any) -> Any:
         torch = sys.modules["torch"]
         given = _map_arrays(given, torch.as_tensor)
-        with torch.no_grad(), put_back(self._model):
-            self._model.eval()
-            return self._passes(batch, given, lambda: put_back(self._model))
+        with torch.no_grad(), put_back(self._model) as again:
+
+            def scope() -> Any:
+                self._model.eval()
+                return _then(again)
+
+            return self._passes(batch, given, scope)
 
 
 @contextlib.contextmanager
-def put_back(model: Any) -> Iterator[None]:
-    """Whatever happens inside, buffers and modes of a PyTorch module are what they were."""
+def put_back(model: Any) -> Iterator[Callable[[], None]]:
+    """Whatever happens inside, buffers and modes of a PyTorch module are what they were.
+
+    Gives a function that puts the buffers back inside already, as often as it is called.
+    """
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
+
+    def again() -> None:
         with sys.modules["torch"].no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+
+    try:
+        yield again
+    finally:
+        again()
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def _then(function: Callable[[], None]) -> Iterator[None]:
+    """Calls the function at the end, whatever happens inside."""
+    try:
+        yield
+    finally:
+        function()
 
 
 @contextlib.contextmanager
@@ -160,12 +202,9 @@ def _visited(norms: Sequence[Norm], visit: Visit, given: Any, results: Results) 
 def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results) -> Any:
     layer = norm.layer
     original = layer.call if hasattr(layer, "call") else layer.forward
-    signature = inspect.signature(original)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind(*args, **kwargs).arguments
-        x = next(iter(arguments.values()))
-        mask = arguments.get("mask")
+        x, mask, weights = _arguments(original, args, kwargs)
         if mask is None:
             mask = getattr(x, "_keras_mask", None)
 
@@ -175,11 +214,20 @@ def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results
             extra = {} if training is None else {"training": training}
             return original(*args, **{**kwargs, **extra})
 
-        outputs, result = visit(index, x, mask, arguments.get("batch_weights"), proceed, given)
+        outputs, result = visit(Call(norm, x, mask, weights, proceed, given.get(str(index))))
         results.setdefault(str(index), []).append(result)
         return outputs
 
     return call
+
+
+def _arguments(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    """The input, mask and weights of a call."""
+    if len(args) == 1 and not kwargs:  # almost always: a signature takes its time
+        return args[0], None, None
+    arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+    x = next(iter(arguments.values()))
+    return x, arguments.get("mask"), arguments.get("batch_weights")
 
 
 def _map_arrays(tree: Any, function: Callable[[Any], Any]) -> Any:

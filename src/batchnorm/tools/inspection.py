@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,10 @@ from batchnorm._moments import Moments
 from batchnorm.backends import backend_of
 from batchnorm.tools.data import Batches, rows
 from batchnorm.tools.diagnosis import diagnose
-from batchnorm.tools.forward import Proceed
+from batchnorm.tools.forward import Call
 from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Array, Norm
-from batchnorm.tools.norms import find
+from batchnorm.tools.norms import copied, find
 from batchnorm.tools.pooling import Pool
 from batchnorm.tools.profile import Profile
 from batchnorm.tools.progress import shown
@@ -61,8 +59,7 @@ def inspect(model: Any, data: Any, steps: int | None = None, *, batch_size: int 
 class _Inspection:
     def __init__(self, model: Any, norms: list[Norm]) -> None:
         self._norms = norms
-        visits = [functools.partial(one, norms) for one in (_as_in_training, _as_in_evaluation)]
-        self._program = program(model, norms, "inspect", visits)
+        self._program = program(model, norms, "inspect", [_as_in_training, _as_in_evaluation])
         self._seen = [_Seen(norm) for norm in norms]
         self.batches = 0
 
@@ -87,43 +84,26 @@ class _Inspection:
         )
 
 
-def _as_in_training(
-    norms: Sequence[Norm],
-    index: int,
-    x: Any,
-    mask: Any,
-    weights: Any,
-    proceed: Proceed,
-    given: Any,
-) -> tuple[Any, Any]:
-    norm = norms[index]
-    moments = norm.measured(x, mask, weights)
+def _as_in_training(call: Call) -> tuple[Any, Any]:
+    norm, moments = call.norm, call.moments()
     if not norm.uses_batch():
-        y = proceed()
+        y = call.proceed()
     elif norm.own_training():
-        y = proceed(training=True)
+        y = call.proceed(training=True)
     else:
         ops = backend_of(moments.mean)
         filled = moments.count > 0
         mean, variance = norm.held(ops.dtype(moments.mean))
-        y = proceed(
+        y = call.proceed(
             ops.where(filled, moments.mean + moments.remainder, mean),
             ops.where(filled, moments.variance, variance),
         )
-    return y, (tuple(moments), _sample(norm, x), _sample(norm, y))
+    return y, (tuple(moments), _sample(norm, call.x), _sample(norm, y))
 
 
-def _as_in_evaluation(
-    norms: Sequence[Norm],
-    index: int,
-    x: Any,
-    mask: Any,
-    weights: Any,
-    proceed: Proceed,
-    given: Any,
-) -> tuple[Any, Any]:
-    y = proceed()
-    return y, (_sample(norms[index], y),)
+def _as_in_evaluation(call: Call) -> tuple[Any, Any]:
+    y = call.proceed()
+    return y, (_sample(call.norm, y),)
 
 
 class _Seen:
@@ -200,4 +180,6 @@ def _sample(norm: Norm, x: Any) -> Any:
     for axis in free:
         size = shape[axis]
         cut[axis] = slice(0, None, max(1, size // each)) if isinstance(size, int) else slice(0, 1)
-    return x[tuple(cut)]
+    # a slice in torch is a view, which would keep all of x until the pass is over: the layers
+    # behind could not have its memory, and fresh memory costs more than what they compute
+    return copied(x[tuple(cut)])

@@ -6,7 +6,6 @@ parameters are flat float64 NumPy arrays of one value per channel, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -102,9 +101,6 @@ class Norm:
         raise NotImplementedError
 
     def axes(self, rank: int) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def concatenate(self, rows: Sequence[Any]) -> Any:
         raise NotImplementedError
 
     def measured(self, x: Any, mask: Any, batch_weights: Any) -> Moments:

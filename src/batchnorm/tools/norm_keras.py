@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -92,9 +91,6 @@ class KerasNorm(Norm):
 
     def axes(self, rank: int) -> tuple[int, ...]:
         return _axes.resolve(self.layer.axis, rank, self.owner)
-
-    def concatenate(self, rows: Sequence[Any]) -> Any:
-        return keras.ops.concatenate(rows, axis=0)
 
     def measured(self, x: Any, mask: Any, batch_weights: Any) -> Moments:
         return super().measured(keras.ops.cast(x, self.layer.compute_dtype), mask, batch_weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,9 +68,6 @@ class TorchNorm(Norm):
 
     def axes(self, rank: int) -> tuple[int, ...]:
         return (1,)
-
-    def concatenate(self, rows: Sequence[Any]) -> Any:
-        return torch.cat(list(rows), dim=0)
 
 
 def _flat(tensor: torch.Tensor) -> Array:

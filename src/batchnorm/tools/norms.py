@@ -108,3 +108,8 @@ def _names(
 def is_tensor_of_torch(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def copied(value: Any) -> Any:
+    """The value in memory of its own; arrays that are no views of others as they are."""
+    return value.clone() if is_tensor_of_torch(value) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ METHODS = ("exact", "average", "ema")
 
 def pool(
     ops: Any,
-    concatenate: Callable[[Sequence[Any]], Any],
     old: Moments,
     new: Moments,
     method: str,
@@ -36,8 +34,10 @@ def pool(
         some = new.count > 0
         decay = 1.0 if method == "average" or momentum is None else momentum
         counts = (old.count * ops.where(some, decay * one, one), ops.where(some, one, zero))
-    mean, remainder, variance = map(concatenate, zip(old[:3], new[:3], strict=True))
-    return combine(ops, Moments(mean, remainder, variance, concatenate(counts)))
+    mean, remainder, variance = (
+        ops.concatenate(pair, 0) for pair in zip(old[:3], new[:3], strict=True)
+    )
+    return combine(ops, Moments(mean, remainder, variance, ops.concatenate(counts, 0)))
 
 
 class Pool:
@@ -117,7 +117,7 @@ class Pool:
             rows = [np.concatenate(pair) for pair in zip(old, new, strict=True)]
             result = average(host, Moments(*rows))
         else:
-            result = pool(host, np.concatenate, old, new, method, self._momentum)
+            result = pool(host, old, new, method, self._momentum)
         assert result.remainder is not None
         self.mean[chosen] = (result.mean + result.remainder)[0]
         self.variance[chosen] = result.variance[0]

@@ -12,9 +12,9 @@ import numpy as np
 from rich.table import Table
 
 from batchnorm._moments import Moments
-from batchnorm.backends import backend_of
+from batchnorm.backends import backend_of, host
 from batchnorm.tools.data import Batches
-from batchnorm.tools.forward import Proceed
+from batchnorm.tools.forward import Call
 from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
@@ -195,7 +195,7 @@ class _Estimation:
 
     def __init__(self, model: Any, norms: list[Norm], method: str) -> None:
         self._model, self._norms, self._method = model, norms, method
-        visit = functools.partial(_visit, norms, method)
+        visit = functools.partial(_visit, method)
         self._program = program(model, norms, f"reestimate {method}", [visit])
         self._pools = [
             Pool(len(norm.statistics()[0]), method, norm.momentum, norm.unbiased) for norm in norms
@@ -272,30 +272,32 @@ class _Estimation:
         return given
 
 
-def _visit(
-    norms: Sequence[Norm],
-    method: str,
-    index: int,
-    x: Any,
-    mask: Any,
-    weights: Any,
-    proceed: Proceed,
-    given: Any,
-) -> tuple[Any, Any]:
-    norm = norms[index]
-    moments = norm.measured(x, mask, weights)
-    before, adds = given[str(index)]
-    return proceed(*running(norm, moments, before, adds, method)), tuple(moments)
+def _visit(method: str, call: Call) -> tuple[Any, Any]:
+    moments = call.moments()
+    before, adds = call.given
+    return call.proceed(*running(call.norm, moments, before, adds, method)), tuple(moments)
 
 
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
     """Mean and variance of what was pooled and this batch; where that is nothing, the layer's."""
     ops = backend_of(new.mean)
+    operands = [*new, *before, adds, *norm.held(ops.dtype(new.mean))]
+    arrays = ops.on_host(operands)
+    if arrays is None:
+        return _running(ops, operands, method, norm.momentum)
+    mean, variance = host.quietly(_running, host, arrays, method, norm.momentum)
+    return ops.from_host(mean, new.mean), ops.from_host(variance, new.mean)
+
+
+def _running(
+    ops: Any, operands: Sequence[Any], method: str, momentum: float | None
+) -> tuple[Any, Any]:
+    new, before = Moments(*operands[:4]), operands[4:8]
+    adds, own_mean, own_variance = operands[8:]
     dtype = ops.dtype(new.mean)
     old = Moments(*(ops.cast(part, dtype) for part in before))
     now = new._replace(count=new.count * ops.cast(adds, dtype))
-    pooled = pool(ops, norm.concatenate, old, now, method, norm.momentum)
+    pooled = pool(ops, old, now, method, momentum)
     mean, variance = pooled.mean + pooled.remainder, pooled.variance
     usable = (pooled.count > 0) & ops.isfinite(mean) & ops.isfinite(variance)
-    own_mean, own_variance = norm.held(dtype)
     return ops.where(usable, mean, own_mean), ops.where(usable, variance, own_variance)
