@@ -286,7 +286,7 @@ def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -
     if arrays is None:
         return _running(ops, operands, method, norm.momentum)
     mean, variance = host.quietly(_running, host, arrays, method, norm.momentum)
-    return ops.from_host(mean, new.mean), ops.from_host(variance, new.mean)
+    return ops.asarray(mean, new.mean), ops.asarray(variance, new.mean)
 
 
 def _running(
