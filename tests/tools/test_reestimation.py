@@ -119,11 +119,13 @@ def test_ema_weighs_the_newest_batch_most():
     np.testing.assert_allclose(variance, wanted, rtol=1e-5)
 
 
-def test_a_batch_that_is_not_finite_is_left_out_for_its_channel_and_reported():
+# with a third batch of as many rows, the channel has seen then what the others had seen before
+@pytest.mark.parametrize("split", [(20, 20), (20, 20, 20)])
+def test_a_batch_that_is_not_finite_is_left_out_for_its_channel_and_reported(split):
     x = X.copy()
     x[25, 2] = np.nan
     model = dense("ours")
-    result = batchnorm.reestimate(model, pieces(x, 20, 20))
+    result = batchnorm.reestimate(model, pieces(x, *split))
     mean, _ = statistics(model.get_layer("first"))
     np.testing.assert_allclose(mean[2], np.delete(X[:, 2], np.s_[20:40]).mean(), rtol=1e-5)
     np.testing.assert_allclose(np.delete(mean, 2), np.delete(X.mean(0), 2), rtol=1e-5)

@@ -20,7 +20,6 @@ equal = np.equal
 all = np.all
 ones_like = np.ones_like
 zeros_like = np.zeros_like
-broadcast_to = np.broadcast_to
 concatenate = np.concatenate
 
 
@@ -47,8 +46,12 @@ def shape(x: np.ndarray) -> tuple[int, ...]:
     return x.shape
 
 
+def broadcast_to(x: np.ndarray, shape: Any) -> np.ndarray:
+    return x if x.shape == shape else np.broadcast_to(x, shape)
+
+
 def sum(x: np.ndarray, axes: Any) -> np.ndarray:
-    return np.sum(x, axes, keepdims=True)
+    return np.add.reduce(x, axes, keepdims=True)  # np.sum asks around first
 
 
 def stop_gradient(x: np.ndarray) -> np.ndarray:

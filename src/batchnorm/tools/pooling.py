@@ -102,9 +102,7 @@ class Pool:
             usable &= these
         elif batch.count[0, 0] > 0:
             self.skipped += ~usable
-        # channels that have seen equally much are merged together: almost always all of them
-        for count in np.unique(self.count[usable]):
-            chosen = usable & (self.count == count)
+        for count, chosen in self._alike(usable):
             mean, variance = self.mean[None, chosen], self.variance[None, chosen]
             old = Moments(mean, np.zeros_like(mean), variance, np.full((1, 1), count))
             assert batch.remainder is not None
@@ -112,7 +110,13 @@ class Pool:
             new = Moments(mean, remainder, batch.variance[:, chosen], batch.count)
             self._store(chosen, old, new, method)
 
-    def _store(self, chosen: np.ndarray, old: Moments, new: Moments, method: str) -> None:
+    def _alike(self, usable: np.ndarray) -> list[tuple[float, Any]]:
+        """The usable channels that have seen equally much, and how much that is."""
+        if usable.all() and (self.count == self.count[:1]).all():  # almost always
+            return [(count, slice(None)) for count in self.count[:1]]
+        return [(count, usable & (self.count == count)) for count in np.unique(self.count[usable])]
+
+    def _store(self, chosen: Any, old: Moments, new: Moments, method: str) -> None:
         if method == "weighted":
             rows = [np.concatenate(pair) for pair in zip(old, new, strict=True)]
             result = average(host, Moments(*rows))
