@@ -389,3 +389,21 @@ def test_jax_transformations_compose() -> None:
     got = jax.jit(jax.vmap(jax.grad(step)))(pair)[1]
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_allclose(jax.jit(jax.grad(jax.checkpoint(step)))(x), expected, atol=1e-5)
+
+
+def test_an_export_from_jax_holds_no_kernels_and_says_why() -> None:
+    import jax
+    import jax.export
+
+    x = jax.numpy.asarray(np.random.default_rng(3).normal(5.0, 2.0, (8, 4)).astype("float32"))
+    parameters, state = batchnorm.init(x)
+    reasons = []
+
+    def function(x: Any) -> Any:
+        reasons.append(batchnorm.why_not(x))
+        return batchnorm.batch_norm(x, parameters, state, training=True)[0]
+
+    program = jax.export.deserialize(jax.export.export(jax.jit(function))(x).serialize())
+    assert reasons == ["An export (jax.export) cannot hold native kernels."]
+    np.testing.assert_allclose(program.call(x), function(x), rtol=1e-6, atol=1e-6)
+    assert reasons[1:] == [None]

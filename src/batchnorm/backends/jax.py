@@ -14,6 +14,7 @@ from batchnorm import _native
 from batchnorm._moments import Moments
 from batchnorm._native.jax_axes import varying_alike
 from batchnorm.backends import composite, jax_replicas
+from batchnorm.backends.callers import callers
 from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
 from batchnorm.backends.jax_replicas import Replicas
 
@@ -126,6 +127,8 @@ def why_not(x: jax.Array) -> str | None:
         return f"The native kernels run on the CPU; JAX runs on {jax.default_backend()}."
     if any(not isinstance(size, int) for size in x.shape):
         return "A size is symbolic, as in an export, which cannot hold native kernels."
+    if isinstance(x, jax.core.Tracer) and any(callers("_export.py")):
+        return "An export (jax.export) cannot hold native kernels."
     return UNAVAILABLE
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from batchnorm._moments import Moments
 from batchnorm.backends import composite, tensorflow_operators, tensorflow_replicas
+from batchnorm.backends.callers import callers
 from batchnorm.backends.fused import ACTIVATIONS, vectors
 from batchnorm.backends.tensorflow_replicas import Replicas
 
@@ -148,17 +148,8 @@ def recomputing() -> bool:
     TensorFlow (2.21) sets no mark, so the callers' names have to tell.
     """
     return any(
-        frame.f_code.co_name == "inner_recompute_grad" for frame in _callers("custom_gradient.py")
+        frame.f_code.co_name == "inner_recompute_grad" for frame in callers("custom_gradient.py")
     )
-
-
-def _callers(file: str) -> Iterator[FrameType]:
-    """The frames of functions in a file of this name that wait for the one that runs."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename.endswith(file):
-            yield frame
-        frame = frame.f_back
 
 
 def why_not(x: tf.Tensor) -> str | None:
@@ -179,7 +170,7 @@ def _compiles_with_xla() -> bool:
     if tf.executing_eagerly():
         return False
     options = (
-        frame.f_locals.get("tracing_options") for frame in _callers("tracing_compilation.py")
+        frame.f_locals.get("tracing_options") for frame in callers("tracing_compilation.py")
     )
     return any((getattr(one, "attributes", None) or {}).get("_XlaMustCompile") for one in options)
 
