@@ -134,12 +134,7 @@ class Program:
         torch = sys.modules["torch"]
         given = _map_arrays(given, torch.as_tensor)
         with torch.no_grad(), put_back(self._model) as again:
-
-            def scope() -> Any:
-                self._model.eval()
-                return _then(again)
-
-            return self._passes(batch, given, scope)
+            return self._passes(batch, given, lambda: _in_inference(self._model, again))
 
 
 @contextlib.contextmanager
@@ -161,16 +156,19 @@ def put_back(model: Any) -> Iterator[Callable[[], None]]:
     finally:
         again()
         for module, mode in modes:
-            module.training = mode
+            if module.training is not mode:  # a module takes long to set an attribute
+                module.training = mode
 
 
 @contextlib.contextmanager
-def _then(function: Callable[[], None]) -> Iterator[None]:
-    """Calls the function at the end, whatever happens inside."""
+def _in_inference(model: Any, again: Callable[[], None]) -> Iterator[None]:
+    """A PyTorch module in inference; calls `again` at the end, whatever happens inside."""
+    if any(module.training for module in model.modules()):
+        model.eval()
     try:
         yield
     finally:
-        function()
+        again()
 
 
 @contextlib.contextmanager
