@@ -281,6 +281,10 @@ def test_a_cloned_model_takes_the_weights():
     np.testing.assert_array_equal(array(clone(X)), array(model(X)))
 
 
+def test_a_layer_that_was_not_built_is_copied():
+    assert not copy.deepcopy(ours.BatchNormalization(renorm=True)).built
+
+
 def test_a_copied_layer_has_the_same_variables():
     layer = used_layer(renorm=True)
     assert_same_variables(copy.deepcopy(layer), layer)
