@@ -196,13 +196,19 @@ def _replica(rank, results, port):
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
-    model = module()
-    batchnorm.reestimate(model, X[:7] if rank == 0 else X[7:])
-    results[rank] = (model[0].running_mean.numpy(), model[0].running_var.numpy())
+    for cut in (7, 0):
+        for layer_by_layer in (False, True):
+            model = module()
+            data = X[:cut] if rank == 0 else X[cut:]
+            batchnorm.reestimate(model, data, layer_by_layer=layer_by_layer)
+            results[rank, cut, layer_by_layer] = (
+                model[0].running_mean.numpy(),
+                model[0].running_var.numpy(),
+            )
     torch.distributed.destroy_process_group()
 
 
-def test_processes_get_the_statistics_of_all_data():
+def test_processes_get_the_statistics_of_all_data_even_those_without_any():
     import socket
 
     with socket.socket() as free:
@@ -216,7 +222,58 @@ def test_processes_get_the_statistics_of_all_data():
             worker.start()
         for worker in workers:
             worker.join(120)
-        assert sorted(results) == [0, 1]
+        assert len(results) == 8
         for mean, variance in results.values():
             np.testing.assert_allclose(mean, X.mean((0, 2)), rtol=1e-5)
             np.testing.assert_allclose(variance, X.var((0, 2), ddof=1), rtol=1e-5)
+
+
+class TwoDomains(torch.nn.Module):
+    """Long inputs go through one layer, short ones through another, then all through a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.long, self.short = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+        self.both = torch.nn.BatchNorm1d(3, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.both(self.long(x) if x.shape[2] > 4 else self.short(x))
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True])
+@pytest.mark.parametrize("last", ["long", "short"])
+def test_a_layer_that_some_batches_pass_by_has_the_statistics_of_the_others(last, layer_by_layer):
+    data = {"short": X[:, :, :3] - 9, "long": X}
+    model = TwoDomains()
+    first = "long" if last == "short" else "short"
+    batches = [data[first], data[last]]
+    done = batchnorm.reestimate(model, batches, layer_by_layer=layer_by_layer)
+    assert done.never_called == ()
+    assert done.layers[-1].name == "both"
+    for name, x in data.items():
+        mean = getattr(model, name).running_mean
+        np.testing.assert_allclose(mean, x.mean((0, 2), dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(model.both.running_var, 1, atol=0.02)
+    assert {row.layer for row in batchnorm.inspect(model, batches).rows} == {*data, "both"}
+
+
+class LateFirst(torch.nn.Module):
+    """A layer in front of the other that the first batch does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.back = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.back(self.front(x) if x.shape[2] > 4 else x)
+
+
+def test_a_layer_that_a_later_batch_shows_in_front_is_settled_first():
+    model = LateFirst()
+    x = X[:, :, :3]
+    done = batchnorm.reestimate(model, [x, X], layer_by_layer=True)
+    assert [one.name for one in done.layers] == ["front", "back"]
+    with torch.no_grad():
+        y = model.eval().front(torch.as_tensor(X)).numpy()
+    mean = np.concatenate([x, y], 2).mean((0, 2), dtype=np.float64)
+    np.testing.assert_allclose(model.back.running_mean, mean, rtol=1e-5)

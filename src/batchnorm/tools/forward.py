@@ -57,8 +57,8 @@ class Program:
     visitors. Returns what each visitor handed out, as NumPy arrays.
 
     Attributes:
-        order: indices of the norms in the order in which the model calls them; known after the
-            first call.
+        order: indices of the norms in the order in which the model calls them, as far as the
+            batches until now have shown; a batch need not reach all of them.
     """
 
     def __init__(self, model: Any, norms: Sequence[Norm], visits: Sequence[Visit]) -> None:
@@ -83,7 +83,7 @@ class Program:
                 else:
                     self._model(batch)
             every.append(results)
-        self.order = [int(key) for key in every[0]]
+        self.order = in_one_order(self.order, [int(key) for key in every[0]])
         return every
 
     def _keras_program(self) -> Callable[[Any, Any], Any]:
@@ -140,6 +140,17 @@ class Program:
                 return _then(again)
 
             return self._passes(batch, given, scope)
+
+
+def in_one_order(known: Sequence[int], seen: Sequence[int]) -> list[int]:
+    """The known order with what is new in another one, each before what comes behind it there."""
+    result, place = list(known), len(known)
+    for one in reversed(seen):
+        if one in result:
+            place = result.index(one)
+        else:
+            result.insert(place, one)
+    return result
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ class _Inspection:
         self.batches += 1
 
     def report(self) -> Report:
-        called = self._program.order
+        called = [index for index in self._program.order if self._seen[index].called]
         profiles = [self._seen[index].profile() for index in called]
         lines = [row_of(profile) for profile in profiles]
         missed = [norm for i, norm in enumerate(self._norms) if i not in called]
@@ -136,6 +136,10 @@ class _Seen:
         groups = self._norm.group_size()
         self._values.append(count if groups is None else count * min(1.0, groups / max(rows_, 1)))
         self._calls = max(self._calls, calls)
+
+    @property
+    def called(self) -> bool:
+        return bool(self._rows)
 
     def _channels_last(self, sample: Any) -> Array:
         sample = np.asarray(sample, np.float64)
