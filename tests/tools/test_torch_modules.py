@@ -121,6 +121,59 @@ def test_every_pass_begins_with_the_same_buffers():
     np.testing.assert_allclose(report.profiles[0].mean, 1 + X.mean((0, 2)), rtol=1e-5)
 
 
+class Replacing(torch.nn.Module):
+    """Counts its calls in a buffer that it replaces, and has one that nobody can write to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("ones", torch.ones(1, 1).expand(3, 2))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return x + self.calls
+
+
+@pytest.mark.parametrize("tool", [batchnorm.inspect, batchnorm.reestimate])
+def test_a_replaced_buffer_is_put_back(tool):
+    model = torch.nn.Sequential(*module(), Replacing())
+    calls = model[-1].calls
+    tool(model, X, batch_size=9)
+    assert model[-1].calls is calls
+    assert float(calls) == 0
+
+
+def test_no_more_batches_are_fetched_than_asked_for():
+    fetched = []
+
+    def batches():
+        while True:
+            fetched.append(len(fetched))
+            yield X
+
+    batchnorm.reestimate(module(), batches(), steps=2)
+    assert len(fetched) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "got"),
+    [
+        ([[1.0, 2.0], [3.0, 4.0]], "float"),
+        ("abc", "str"),
+        ({}, "no array"),
+        (np.float32(3), "a scalar"),
+        ([np.float32(3)], "a scalar"),
+    ],
+)
+def test_data_that_holds_no_batches_is_named(data, got):
+    with pytest.raises(TypeError) as raised:
+        batchnorm.inspect(module(), data)
+    assert str(raised.value) == (
+        "inspect: data must be an array, a tuple (x, labels) or batches of them; got "
+        f"{got} in a batch."
+    )
+
+
 def test_a_sample_keeps_no_activation():
     norm = find(module(), "test")[0]
     sample = _sample(norm, torch.zeros(64, 3, 40))

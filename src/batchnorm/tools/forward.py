@@ -159,12 +159,17 @@ def put_back(model: Any) -> Iterator[Callable[[], None]]:
 
     Gives a function that puts the buffers back inside already, as often as it is called.
     """
+    held = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
 
     def again() -> None:
+        for names, tensors in held:  # a module may have put another tensor in the place of one
+            names.update(tensors)
         with sys.modules["torch"].no_grad():
             for buffer, value in buffers:
+                if 0 in buffer.stride() and buffer.equal(value):
+                    continue  # expanded: torch refuses to write there
                 buffer.copy_(value)
 
     try:
