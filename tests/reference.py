@@ -155,13 +155,14 @@ def renorm_corrections(x, state, **options) -> list[tuple[np.ndarray, np.ndarray
     corrections = []
     for group in layout.groups(o.virtual_batch_size):
         mean, variance, _count = moments(values[group], weights[group])
-        r = np.sqrt(variance + o.epsilon) / reference
-        d = (mean - np.ravel(state["renorm_mean"])) / reference
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r = np.sqrt(variance + o.epsilon) / reference
+            d = (mean - np.ravel(state["renorm_mean"])) / reference
         r = np.maximum(r, bounds.get("rmin", -np.inf))
         r = np.minimum(r, bounds.get("rmax", np.inf))
         d = np.maximum(d, -bounds.get("dmax", np.inf))
         d = np.minimum(d, bounds.get("dmax", np.inf))
-        corrections.append((r, d))
+        corrections.append((np.where(reference == 0, 1.0, r), np.where(reference == 0, 0.0, d)))
     return corrections
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,23 @@ def test_a_tensor_that_says_whether_to_train_acts_like_its_value(
             call.options["training"] = flag
             assert_agree(got, by_reference(call))
             del call.options["training"]
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, Fraction])
+def test_options_may_be_numbers_of_any_kind(engine: engines.Engine, kind: Any) -> None:
+    """NumPy's numbers widen arrays of JAX, where that has 64 bits."""
+    rng = np.random.default_rng(2)
+    call = call_on(rng, rng.normal(size=(6, 3)).astype("float32"), renorm=True, training=True)
+    half, one = kind(0.5), kind(1)
+    numbers = {"epsilon": half, "momentum": half, "renorm_momentum": half}
+    bounds = {"rmax": one, "rmin": half, "dmax": half}
+    with engine.precision("float64"):
+        step = engines.stepper(engine, **call.options, **numbers, renorm_clipping=bounds)
+        got = step(call.x, call.parameters, call.state, dy=call.dy)
+    plain = {name: float(value) for name, value in numbers.items()}
+    clipping = {name: float(value) for name, value in bounds.items()}
+    call.options |= plain | {"renorm_clipping": clipping}
+    assert_agree(got, by_reference(call))
 
 
 def test_nothing_given_is_changed(engine: engines.Engine) -> None:

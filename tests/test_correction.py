@@ -132,6 +132,21 @@ def test_gradients_reach_what_an_adjustment_returns(
         )
 
 
+def test_a_running_deviation_of_zero_corrects_nothing(engine: engines.Engine) -> None:
+    options = {"renorm": True, "epsilon": 0.0, "renorm_clipping": {"rmax": 3.0}}
+    call = call_on(np.random.default_rng(3), X, **options)
+    call.state["renorm_stddev"][1] = 0
+    x = X.copy()
+    x[..., 0] = 5  # constant: without epsilon its deviation is 0, too
+    call.state["renorm_stddev"][0] = 0
+    step = engines.stepper(engine, engine.quick, training=True, **options)
+    got = step(x, call.parameters, call.state, dy=call.dy)
+    call.x, call.options["training"] = x, True
+    assert_agree(got, by_reference(call))
+    beta = np.broadcast_to(call.parameters["beta"][0], x.shape[:-1])
+    np.testing.assert_array_equal(got["y"][..., 0], beta)
+
+
 @pytest.mark.parametrize("ghost", [None, 2], ids=["whole batch", "ghost batches"])
 def test_unclipped_renorm_normalizes_by_its_own_state(
     engine: engines.Engine, ghost: int | None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import batchnorm
 import engines
 from batchnorm._options import Options
 from batchnorm._statistics import initial_value, state_names
@@ -70,10 +71,29 @@ def test_momentum_one_never_moves(engine: engines.Engine, options: dict[str, Any
         np.testing.assert_array_equal(new[name], old[name])
 
 
-def test_momentum_may_be_a_tensor(engine: engines.Engine) -> None:
-    new, _ = after(engine, momentum=engine.tensor(np.float32(0.25)))
-    expected, _ = after(engine, momentum=0.25)
-    np.testing.assert_allclose(new["moving_mean"], expected["moving_mean"], rtol=1e-6)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_momentum_may_be_a_tensor(engine: engines.Engine, dtype: str) -> None:
+    options = {"renorm": True, "zero_debias": "both"}
+    with engine.precision(dtype):
+        momentum = engine.tensor(np.float32(0.25), dtype)
+        new, _ = after(engine, momentum=momentum, renorm_momentum=momentum, **options)
+    expected, _ = after(engine, momentum=0.25, renorm_momentum=0.25, **options)
+    for name in ("moving_mean", "renorm_mean"):
+        np.testing.assert_allclose(new[name], expected[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_state_keeps_its_type(engine: engines.Engine, dtype: str) -> None:
+    with engine.precision(dtype):
+        x = engine.tensor(X)
+        parameters, state = batchnorm.init(x)
+        for name in ("moving_mean", "moving_variance"):
+            state[name] = engine.ops.cast(state[name], dtype)
+        _, new = batchnorm.batch_norm(x, parameters, state, training=True, momentum=0.5)
+        for name, value in state.items():
+            assert engine.ops.dtype(new[name]) == engine.ops.dtype(value)
+        mean = engine.numpy(new["moving_mean"])
+    np.testing.assert_allclose(mean, 0.5 * X.mean(0), rtol=1e-2)
 
 
 def test_float64_statistics_do_not_round_the_momentum(engine: engines.Engine) -> None:

@@ -44,12 +44,18 @@ def renorm_correction(
         r = clip(sqrt(variance + epsilon) / s, rmin, rmax)
         d = clip((mean - renorm_mean) / s, -dmax, dmax)
 
+    Edge cases: s = 0, which takes epsilon = 0, gives r = 1 and d = 0.
+
     Reference: Ioffe 2017, algorithm 1.
     """
     if not options.renorm:
         return None, None
     epsilon = options.epsilon
     reference = ops.maximum(state["renorm_stddev"], epsilon**0.5)
+    unknown = None
+    if epsilon == 0:  # after constant batches alone
+        unknown = ops.equal(reference, 0)
+        reference = ops.where(unknown, ops.ones_like(reference), reference)
     r = ops.sqrt(moments.variance + epsilon) / reference
     d = ((moments.mean - state["renorm_mean"]) + moments.remainder) / reference
     bounds = _clipping(ops, options, state)
@@ -59,6 +65,8 @@ def renorm_correction(
         r = ops.minimum(r, bounds["rmax"])
     if "dmax" in bounds:
         d = ops.minimum(ops.maximum(d, -bounds["dmax"]), bounds["dmax"])
+    if unknown is not None:
+        r, d = ops.where(unknown, ops.ones_like(r), r), ops.where(unknown, ops.zeros_like(d), d)
     if live is not True:
         r, d = ops.where(live, r, ops.ones_like(r)), ops.where(live, d, ops.zeros_like(d))
     return ops.stop_gradient(r), ops.stop_gradient(d)
@@ -79,7 +87,9 @@ def _clipping(ops: Any, options: Options, state: Mapping[str, Tensor]) -> dict[s
                     "a function of the step; got none. Start from batchnorm.init."
                 )
             value = value(ops.cast(state["num_updates"], ops.dtype(like)))
-        if not isinstance(value, numbers.Real):
+        if isinstance(value, numbers.Real):
+            value = float(value)  # NumPy's own would widen a float32 tensor
+        else:
             value = ops.cast(ops.asarray(value, like), ops.dtype(like))
             if given := ops.shape(value):
                 if product(given) != product(ops.shape(like)):

@@ -45,9 +45,9 @@ class Options:
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen for everybody else
         set_(self, "axis", self._checked_axis())
-        self._check_unit_interval("momentum", self.momentum)
-        self._check_unit_interval("renorm_momentum", self.renorm_momentum)
-        self._check_epsilon()
+        for name in ("momentum", "renorm_momentum"):
+            set_(self, name, self._checked_unit_interval(name, getattr(self, name)))
+        set_(self, "epsilon", self._checked_epsilon())
         self._check_clipping()
         for name in ("renorm", "unbiased_moving_variance", "pooled_moving_variance"):
             self._check_choice(name, getattr(self, name), (True, False))
@@ -86,21 +86,27 @@ class Options:
             raise ValueError(f"{self.owner}: axis must name at least one dimension; got {axis!r}.")
         return tuple(axes) if many else axes[0]
 
-    def _check_unit_interval(self, name: str, value: Any) -> None:
+    # Numbers of NumPy and others become Python's: those do not widen a float32 tensor.
+
+    def _checked_unit_interval(self, name: str, value: Any) -> Any:
         if value is None or isinstance(value, (str, bool)):
             raise TypeError(f"{self.owner}: {name} must be a number in [0, 1]; got {value!r}.")
-        if isinstance(value, (float, numbers.Real)) and not 0 <= float(value) <= 1:
+        if not isinstance(value, (float, numbers.Real)):
+            return value
+        if not 0 <= float(value) <= 1:
             raise ValueError(
                 f"{self.owner}: {name} must be in [0, 1]: the share of the old value that a step "
                 f"keeps; got {value}."
             )
+        return float(value)
 
-    def _check_epsilon(self) -> None:
+    def _checked_epsilon(self) -> float:
         epsilon: Any = self.epsilon
         if isinstance(epsilon, bool) or not isinstance(epsilon, (float, numbers.Real)):
             raise TypeError(f"{self.owner}: epsilon must be a number >= 0; got {epsilon!r}.")
         if not 0 <= float(epsilon) < math.inf:
             raise ValueError(f"{self.owner}: epsilon must be a number >= 0; got {epsilon}.")
+        return float(epsilon)
 
     def _check_choice(self, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         for one in allowed:  # most are singletons

@@ -114,17 +114,21 @@ def _averages(
 ) -> State:
     """The moving averages, one step on; `variances` are the biased one and the one to keep."""
     biased_variance, variance = variances
+    momentum, renorm_momentum = (
+        ops.cast(one, ops.dtype(mean)) if ops.is_tensor(one) else one
+        for one in (options.momentum, options.renorm_momentum)
+    )
     new: State = {}
     if options.zero_debias:
         new["local_step"] = state["local_step"] + 1
 
     def track(name: str, value: Tensor, old: Tensor, debias: bool) -> None:
         if not debias:
-            new[f"moving_{name}"] = _moved(old, value, options.momentum)
+            new[f"moving_{name}"] = _moved(old, value, momentum)
             return
-        biased = _moved(state[f"biased_{name}"], value, options.momentum)
+        biased = _moved(state[f"biased_{name}"], value, momentum)
         new[f"biased_{name}"] = biased
-        new[f"moving_{name}"] = _debiased(ops, biased, new["local_step"], options.momentum, old)
+        new[f"moving_{name}"] = _debiased(ops, biased, new["local_step"], momentum, old)
 
     track("mean", mean, state["moving_mean"], bool(options.zero_debias))
     if not options.renorm:
@@ -132,7 +136,7 @@ def _averages(
         return new
     deviation = ops.sqrt(biased_variance + options.epsilon)
     for name, value in (("renorm_mean", mean), ("renorm_stddev", deviation)):
-        new[name] = _moved(state[name], value, options.renorm_momentum)
+        new[name] = _moved(state[name], value, renorm_momentum)
     stddev = ops.sqrt(variance + options.epsilon)
     old = _agreeing_stddev(ops, state, options.epsilon)
     track("stddev", stddev, old, options.zero_debias == "both")

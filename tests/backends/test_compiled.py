@@ -138,6 +138,31 @@ def test_an_unknown_channel_size_is_refused(engine: engines.Engine) -> None:
     )
 
 
+@TENSORFLOW
+def test_a_state_may_come_without_a_shape(engine: engines.Engine) -> None:
+    import tensorflow as tf
+
+    call = call_on(np.random.default_rng(2), X, training=True, renorm=True)
+    state = tensors(engine, call.state)
+    open_ = [
+        {
+            name: tf.TensorSpec([None] * len(value.shape), value.dtype)
+            for name, value in given.items()
+        }
+        for given in (tensors(engine, call.parameters), state)
+    ]
+
+    @tf.function(autograph=False, input_signature=open_)
+    def step(parameters: Any, state: Any) -> Any:
+        return batchnorm.batch_norm(engine.tensor(X), parameters, state, **call.options)
+
+    y, new = step(tensors(engine, call.parameters), state)
+    expected = by_reference(call)
+    assert_close(engine.numpy(y), expected["y"], 1e-4, "y")
+    for name, value in expected["state"].items():
+        assert_close(engine.numpy(new[name]), value, 1e-4, name)
+
+
 # One trace serves all steps.
 
 

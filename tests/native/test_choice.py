@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -345,6 +346,50 @@ def test_torch_func() -> None:
 
     curves = curve(True), curve(False)
     torch.testing.assert_close(curves[0], curves[1], atol=1e-5, rtol=1e-4)
+
+
+# torch's own rules for derivatives (2.13) are scripts
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_torch_differentiates_forward_by_the_composite_path() -> None:
+    """Past torch's dispatcher a kernel would lose the tangents without a word."""
+    import torch
+    from torch.autograd import forward_ad
+
+    x, tangent = torch.tensor(X), torch.tensor(X) ** 2
+    expected = torch.autograd.functional.jvp(torch_step(False), x, tangent)
+    got = torch.func.jvp(torch_step(None), (x,), (tangent,))
+    torch.testing.assert_close(got, expected)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        reason = "The native kernels have no forward-mode derivative."
+        assert why_not(dual) == reason
+        torch.testing.assert_close(forward_ad.unpack_dual(torch_step(None)(dual))[1], expected[1])
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows
+            torch_step(True)(dual)
+    message = f"batch_norm: fused must be None or False here; got True. {reason}"
+    assert str(caught.value) == message
+
+
+def test_torch_takes_many_gradients_at_once() -> None:
+    import torch
+
+    x = torch.tensor(X)
+    jacobians = [
+        torch.autograd.functional.jacobian(
+            functools.partial(normalized, engines.ENGINES["torch"], fused=fused), x, vectorize=fused
+        )
+        for fused in (True, False)
+    ]
+    torch.testing.assert_close(*jacobians)
+
+    def loss(x: Any) -> Any:
+        return (torch_step(True)(x) ** 3).sum()
+
+    hessians = [
+        torch.autograd.functional.hessian(loss, x, vectorize=vectorize)
+        for vectorize in (True, False)
+    ]
+    torch.testing.assert_close(*hessians, atol=1e-4, rtol=1e-4)
 
 
 def test_torch_exports() -> None:

@@ -121,6 +121,23 @@ def test_every_pass_begins_with_the_same_buffers():
     np.testing.assert_allclose(report.profiles[0].mean, 1 + X.mean((0, 2)), rtol=1e-5)
 
 
+def test_a_lazy_module_that_was_never_called_is_named():
+    model = torch.nn.Sequential(torch.nn.LazyBatchNorm1d())
+    with pytest.raises(ValueError, match="built") as raised:
+        batchnorm.inspect(model, X)
+    assert str(raised.value) == (
+        "inspect: model must be built; got one whose layer '0' is not. Call it on a batch first."
+    )
+
+
+def test_explain_knows_a_module_without_beta():
+    model = module()
+    model[0].bias = None
+    assert "Gamma is trained." in batchnorm.explain(model)
+    model[0].weight.requires_grad_(False)
+    assert "Gamma is not trained." in batchnorm.explain(model)
+
+
 class Replacing(torch.nn.Module):
     """Counts its calls in a buffer that it replaces, and has one that nobody can write to."""
 

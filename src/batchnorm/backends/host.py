@@ -27,7 +27,8 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, (np.ndarray, np.generic))
 
 
-_NAMES = {np.dtype(name): name for name in ("bool", "int32", "int64", "float32", "float64")}
+HELD = ("float32", "int32", "float64", "int64")  # the types of state that come here
+_NAMES = {np.dtype(name): name for name in ("bool", *HELD)}
 
 
 def dtype(x: np.ndarray) -> str:

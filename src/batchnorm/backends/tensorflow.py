@@ -13,6 +13,7 @@ import tensorflow as tf
 from batchnorm._moments import Moments
 from batchnorm.backends import composite, tensorflow_operators, tensorflow_replicas
 from batchnorm.backends.fused import ACTIVATIONS, vectors
+from batchnorm.backends.host import HELD
 from batchnorm.backends.tensorflow_replicas import Replicas
 
 _ops = sys.modules[__name__]
@@ -124,6 +125,8 @@ def concrete(value: Any) -> Any:
 def on_host(tensors: Sequence[Any]) -> list[Any] | None:
     """The values as NumPy arrays, where that is free, else None. Not to be written."""
     if not tf.executing_eagerly() or tf.distribute.has_strategy():
+        return None
+    if not builtins.all(dtype(one) in HELD for one in tensors):
         return None
     return [tf.convert_to_tensor(one).numpy() for one in tensors]
 

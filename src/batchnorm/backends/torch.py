@@ -12,6 +12,7 @@ import torch
 from batchnorm._moments import Moments
 from batchnorm.backends import composite, torch_operators, torch_replicas
 from batchnorm.backends.fused import ACTIVATIONS, vectors
+from batchnorm.backends.host import HELD
 from batchnorm.backends.torch_operators import PLAIN, StandardizeOver, observed, operator
 from batchnorm.backends.torch_replicas import Replicas
 
@@ -112,7 +113,7 @@ def on_host(tensors: Sequence[torch.Tensor]) -> list[Any] | None:
         return None
     arrays = []
     for one in tensors:
-        if type(one) not in PLAIN or not one.is_cpu:
+        if type(one) not in PLAIN or not one.is_cpu or dtype(one) not in HELD:
             return None
         arrays.append((one.detach() if one.requires_grad else one).numpy())
     return arrays
@@ -140,6 +141,8 @@ def why_not(x: torch.Tensor) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
     if UNAVAILABLE is None and x.device.type != "cpu":
         return f"The native kernels run on the CPU; the input is on {x.device}."
+    if UNAVAILABLE is None and torch_operators.differentiates_forward():
+        return "The native kernels have no forward-mode derivative."
     return UNAVAILABLE
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from batchnorm import _native
 from batchnorm.backends import torch_replicas
@@ -47,7 +48,10 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     x, weights, *given = ctx.saved_tensors
-    dx, sum_dy, sum_dy_xh = operator("backward")(
+    # torch.autograd.grad(is_grads_batched=True): tensors without memory, which no mode tells of
+    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+    backward = torch.ops.batchnorm.backward if batched else operator("backward")
+    dx, sum_dy, sum_dy_xh = backward(
         x, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen
     )
     *_, scale, offset, _ = given
@@ -186,6 +190,11 @@ def observed() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
     )
+
+
+def differentiates_forward() -> bool:
+    """Whether tensors may carry tangents: `torch.func.jvp`, or a level of forward_ad."""
+    return forward_ad._current_level >= 0
 
 
 def _call(name: str, *operands: Any) -> Any:

@@ -76,7 +76,9 @@ def _statistics_dtype(layer: Any) -> str:
 
 
 def save(layer: Any, store: Any) -> None:
-    """Weights by their number, counters by their name."""
+    """Weights by their number, counters by their name; nothing of a layer that was not built."""
+    if not layer.built:
+        return
     for index, variable in enumerate(layer.weights):
         store[str(index)] = variable
     for name in COUNTERS:
