@@ -151,6 +151,7 @@ class _Seen:
 
     def profile(self) -> Profile:
         moving_mean, moving_variance = self._norm.statistics()
+        nothing = np.where(self._pool.count > 0, 0.0, np.nan)
         weight = np.where(self._weight > 0, self._weight, 1)
         if self._difference == 0:
             drift = 0.0
@@ -158,9 +159,9 @@ class _Seen:
             drift = float(np.sqrt(self._difference / self._spread)) if self._spread else np.inf
         return Profile(
             norm=self._norm,
-            mean=self._pool.mean,
-            variance=self._pool.variance,
-            within=self._within / weight,
+            mean=self._pool.mean + nothing,
+            variance=self._pool.variance + nothing,
+            within=self._within / weight + nothing,
             moving_mean=moving_mean,
             moving_variance=moving_variance,
             not_finite=self._pool.skipped,
