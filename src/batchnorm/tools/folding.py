@@ -109,8 +109,9 @@ def largest_difference(before: Any, after: Any, batches: Any) -> float:
     import keras
 
     largest = most = 0.0
-    read = 0
-    for read, batch in enumerate(batches, 1):
+    read = False
+    for batch in batches:
+        read = True
         pairs = [keras.tree.flatten(model(batch, training=False)) for model in (before, after)]
         for old, new in zip(*pairs, strict=True):
             was, now = (
