@@ -127,6 +127,34 @@ def test_pickled_arrays_are_never_loaded(files):
     assert "Object arrays cannot be loaded when allow_pickle=False" in result.output
 
 
+def test_a_broken_file_of_data_is_one_sentence(files):
+    np.savez(files / "whole.npz", x=np.ones((8, 5), np.float32))
+    whole = (files / "whole.npz").read_bytes()
+    for name, content in {"empty.npy": b"", "cut.npz": whole[:-40]}.items():
+        (files / name).write_bytes(content)
+        result = run("inspect", files / "sick.keras", "--data", files / name)
+        assert result.exit_code == 2
+        assert result.output.startswith(
+            f"batchnorm: --data must be a file of plain arrays; got '{files / name}'. "
+        )
+
+
+def test_an_array_is_data_whatever_its_file_is_called(files):
+    (files / "x.npz").write_bytes((files / "x.npy").read_bytes())
+    run_ = ("reestimate", files / "sick.keras", "--out", files / "new.keras", "--data")
+    assert run(*run_, files / "x.npz").exit_code == 0
+
+
+def test_a_folder_that_is_not_there_is_one_sentence_and_no_diagnosis(files):
+    """Exit code 1 would say that the inspector found something."""
+    model, out = files / "sick.keras", files / "none" / "new.keras"
+    result = run("repair", model, "--out", out)
+    assert result.exit_code == 2
+    assert str(out) in result.output
+    page = ("--fail-on", "never", "--json", out.with_suffix(".json"))
+    assert run("inspect", model, "--data", files / "x.npy", *page).exit_code == 2
+
+
 def test_a_missing_model_is_one_sentence():
     result = run("explain", "none.keras")
     assert (result.exit_code, result.output) == (

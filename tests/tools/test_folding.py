@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import batchnorm
 from batchnorm.keras import BatchNormalization
+from batchnorm.tools.folding import largest_difference
 from tool_models import KINDS, dense, rows, weights_of
 
 pytestmark = pytest.mark.keras
@@ -316,6 +317,78 @@ def test_training_true_is_refused():
     assert reasons(batchnorm.fold(keras.Model(inputs, outputs))) == {
         "norm": "it is called with training=True: it normalizes with the batch"
     }
+
+
+def test_a_model_called_with_training_true_is_left_alone():
+    inputs = keras.Input((5,))
+    inner = keras.Sequential(
+        [keras.Input((5,)), layers.Dense(4), BatchNormalization(name="norm")], name="inner"
+    )
+    model = keras.Model(inputs, inner(inputs, training=True))
+    folded = batchnorm.fold(model)
+    assert reasons(folded) == {
+        "inner/norm": "it is inside 'inner', which is called with training=True"
+    }
+    x = rows(9)
+    old, new = (keras.ops.convert_to_numpy(one(x)) for one in (model, folded))
+    np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_that_goes_on_in_inference_is_no_way_through():
+    def build(x):
+        return relu(norm(layers.Dropout(0.5, name="drop")(layers.Dense(4)(x), training=True)))
+
+    assert refused(build).startswith(
+        "not into what is before it: 'drop' (Dropout) is no linear layer that fold knows; not into"
+    )
+
+
+class Trains(layers.BatchNormalization):
+    """Normalizes with the batch at all times, as layers of some detection networks do."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=True, mask=mask)
+
+
+class Scales(keras.Model):
+    """A functional model whose graph is not all that it does."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs * 10.0, training=training, mask=mask)
+
+
+def test_a_normalization_with_a_call_of_its_own_is_refused():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4), Trains(name="norm")])
+    assert reasons(batchnorm.fold(model)) == {"norm": "its class Trains has a call of its own"}
+
+
+def test_a_functional_model_with_a_call_of_its_own_is_named():
+    inputs = keras.Input((5,))
+    with pytest.raises(ValueError, match="functional") as raised:
+        batchnorm.fold(Scales(inputs, BatchNormalization()(layers.Dense(4)(inputs))))
+    assert str(raised.value) == (
+        "fold: model must be functional or sequential with a known input shape, so that its graph "
+        "is known; got Scales."
+    )
+
+
+def test_no_rows_are_no_comparison():
+    with pytest.raises(ValueError, match="at least one row") as raised:
+        batchnorm.fold(dense("ours"), rows(0))
+    assert str(raised.value) == "fold: data must hold at least one row; got none."
+
+
+def test_outputs_of_which_one_is_nan_differ():
+    """max(0.0, nan) is 0.0."""
+
+    class Only(dict):
+        def __call__(self, x, training=None):
+            return x * self["factor"]
+
+    before, after = Only(factor=1.0), Only(factor=np.nan)
+    assert np.isnan(largest_difference(before, after, [rows(3)]))
+    assert largest_difference(after, after, [rows(3)]) == 0
+    assert largest_difference(before, Only(factor=2.0), [rows(3)]) == 1
 
 
 def test_another_precision_is_refused():

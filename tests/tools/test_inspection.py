@@ -141,6 +141,34 @@ def test_values_that_are_not_finite_are_told_and_do_not_hide_the_rest():
     assert np.isfinite(report.rows[0].mean_distance)
 
 
+def test_a_channel_without_a_finite_value_is_not_measured_by_zeros(tmp_path):
+    """It was: as if its data had mean 0 and variance 0."""
+    x = X.copy()
+    x[:, 1] = np.nan
+    model = keras.Sequential([keras.Input((5,)), BatchNormalization(name="first")])
+    batchnorm.reestimate(model, X, batch_size=64)
+    report = batchnorm.inspect(model, x, batch_size=64)
+    assert causes(report) == [("first", "not finite")]
+    row = report.rows[0]
+    assert row.mean_distance < 1e-3
+    assert row.dead == 0
+    assert np.isnan(report.profiles[0].mean[1])
+    nothing = batchnorm.inspect(model, np.full_like(X, np.nan), batch_size=64)
+    assert causes(nothing) == [("first", "not finite")]
+    assert nothing.to_dict()["rows"][0]["mean_distance"] is None
+    nothing.save(tmp_path / "report.html")
+
+
+def test_zero_debias_leaves_nothing_of_the_start_that_could_be_too_slow():
+    model = keras.Sequential(
+        [keras.Input((5,)), BatchNormalization(name="first", zero_debias="both")]
+    )
+    model(X, training=True)
+    report = batchnorm.inspect(model, X + 300, batch_size=64)
+    assert causes(report, "error") == [("first", "other data")]
+    assert report.rows[0].needed == 1
+
+
 def test_a_layer_that_is_never_called_is_a_note():
     class Half(keras.Model):
         def __init__(self):

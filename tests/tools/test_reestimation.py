@@ -132,6 +132,20 @@ def test_a_batch_that_is_not_finite_is_left_out_for_its_channel_and_reported(spl
     assert (result.layers[0].name, result.layers[0].skipped) == ("first", 1)
 
 
+def test_a_channel_that_missed_a_batch_passes_on_what_the_next_one_has():
+    """What it has pooled, nothing, was mixed into the batch with the weight of other channels."""
+    x = X.copy()
+    x[:20, 2] = np.nan
+    model = keras.Sequential(
+        [keras.Input((5,)), BatchNormalization(name="one"), BatchNormalization(name="two")]
+    )
+    batchnorm.reestimate(model, pieces(x, 20))
+    mean, variance = statistics(model.get_layer("two"))
+    np.testing.assert_allclose(mean, 0, atol=0.3)
+    np.testing.assert_allclose(mean[2], 0, atol=1e-5)
+    np.testing.assert_allclose(variance[2], 1, atol=1e-3)
+
+
 def test_steps_limits_the_batches():
     model = dense("ours")
     assert batchnorm.reestimate(model, pieces(X, 10, 20), steps=2).batches == 2

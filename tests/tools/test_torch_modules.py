@@ -121,6 +121,76 @@ def test_every_pass_begins_with_the_same_buffers():
     np.testing.assert_allclose(report.profiles[0].mean, 1 + X.mean((0, 2)), rtol=1e-5)
 
 
+def test_a_lazy_module_that_was_never_called_is_named():
+    model = torch.nn.Sequential(torch.nn.LazyBatchNorm1d())
+    with pytest.raises(ValueError, match="built") as raised:
+        batchnorm.inspect(model, X)
+    assert str(raised.value) == (
+        "inspect: model must be built; got one whose layer '0' is not. Call it on a batch first."
+    )
+
+
+def test_explain_knows_a_module_without_beta():
+    model = module()
+    model[0].bias = None
+    assert "Gamma is trained." in batchnorm.explain(model)
+    model[0].weight.requires_grad_(False)
+    assert "Gamma is not trained." in batchnorm.explain(model)
+
+
+class Replacing(torch.nn.Module):
+    """Counts its calls in a buffer that it replaces, and has one that nobody can write to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("ones", torch.ones(1, 1).expand(3, 2))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return x + self.calls
+
+
+@pytest.mark.parametrize("tool", [batchnorm.inspect, batchnorm.reestimate])
+def test_a_replaced_buffer_is_put_back(tool):
+    model = torch.nn.Sequential(*module(), Replacing())
+    calls = model[-1].calls
+    tool(model, X, batch_size=9)
+    assert model[-1].calls is calls
+    assert float(calls) == 0
+
+
+def test_no_more_batches_are_fetched_than_asked_for():
+    fetched = []
+
+    def batches():
+        while True:
+            fetched.append(len(fetched))
+            yield X
+
+    batchnorm.reestimate(module(), batches(), steps=2)
+    assert len(fetched) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "got"),
+    [
+        ([[1.0, 2.0], [3.0, 4.0]], "float"),
+        ("abc", "str"),
+        ({}, "no array"),
+        (np.float32(3), "a scalar"),
+        ([np.float32(3)], "a scalar"),
+    ],
+)
+def test_data_that_holds_no_batches_is_named(data, got):
+    with pytest.raises(TypeError) as raised:
+        batchnorm.inspect(module(), data)
+    assert str(raised.value) == (
+        "inspect: data must be an array, a tuple (x, labels) or batches of them; got "
+        f"{got} in a batch."
+    )
+
+
 def test_a_sample_keeps_no_activation():
     norm = find(module(), "test")[0]
     sample = _sample(norm, torch.zeros(64, 3, 40))
@@ -196,13 +266,19 @@ def _replica(rank, results, port):
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
-    model = module()
-    batchnorm.reestimate(model, X[:7] if rank == 0 else X[7:])
-    results[rank] = (model[0].running_mean.numpy(), model[0].running_var.numpy())
+    for cut in (7, 0):
+        for layer_by_layer in (False, True):
+            model = module()
+            data = X[:cut] if rank == 0 else X[cut:]
+            batchnorm.reestimate(model, data, layer_by_layer=layer_by_layer)
+            results[rank, cut, layer_by_layer] = (
+                model[0].running_mean.numpy(),
+                model[0].running_var.numpy(),
+            )
     torch.distributed.destroy_process_group()
 
 
-def test_processes_get_the_statistics_of_all_data():
+def test_processes_get_the_statistics_of_all_data_even_those_without_any():
     import socket
 
     with socket.socket() as free:
@@ -216,7 +292,58 @@ def test_processes_get_the_statistics_of_all_data():
             worker.start()
         for worker in workers:
             worker.join(120)
-        assert sorted(results) == [0, 1]
+        assert len(results) == 8
         for mean, variance in results.values():
             np.testing.assert_allclose(mean, X.mean((0, 2)), rtol=1e-5)
             np.testing.assert_allclose(variance, X.var((0, 2), ddof=1), rtol=1e-5)
+
+
+class TwoDomains(torch.nn.Module):
+    """Long inputs go through one layer, short ones through another, then all through a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.long, self.short = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+        self.both = torch.nn.BatchNorm1d(3, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.both(self.long(x) if x.shape[2] > 4 else self.short(x))
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True])
+@pytest.mark.parametrize("last", ["long", "short"])
+def test_a_layer_that_some_batches_pass_by_has_the_statistics_of_the_others(last, layer_by_layer):
+    data = {"short": X[:, :, :3] - 9, "long": X}
+    model = TwoDomains()
+    first = "long" if last == "short" else "short"
+    batches = [data[first], data[last]]
+    done = batchnorm.reestimate(model, batches, layer_by_layer=layer_by_layer)
+    assert done.never_called == ()
+    assert done.layers[-1].name == "both"
+    for name, x in data.items():
+        mean = getattr(model, name).running_mean
+        np.testing.assert_allclose(mean, x.mean((0, 2), dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(model.both.running_var, 1, atol=0.02)
+    assert {row.layer for row in batchnorm.inspect(model, batches).rows} == {*data, "both"}
+
+
+class LateFirst(torch.nn.Module):
+    """A layer in front of the other that the first batch does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.back = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.back(self.front(x) if x.shape[2] > 4 else x)
+
+
+def test_a_layer_that_a_later_batch_shows_in_front_is_settled_first():
+    model = LateFirst()
+    x = X[:, :, :3]
+    done = batchnorm.reestimate(model, [x, X], layer_by_layer=True)
+    assert [one.name for one in done.layers] == ["front", "back"]
+    with torch.no_grad():
+        y = model.eval().front(torch.as_tensor(X)).numpy()
+    mean = np.concatenate([x, y], 2).mean((0, 2), dtype=np.float64)
+    np.testing.assert_allclose(model.back.running_mean, mean, rtol=1e-5)

@@ -38,23 +38,37 @@ class Batches:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{owner}: {name} must be a positive integer; got {value!r}.")
         self._model, self._data, self._size, self._steps = model, data, batch_size, steps
+        self._owner = owner
         self._whole = _is_whole(data)
         if not self._whole and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
             raise TypeError(
                 f"{owner}: data must be an array, a tuple (x, labels) or batches of them; got "
                 f"{type(data).__name__}."
             )
+        if self._whole:
+            self._check(_inputs(data))
         self.again = self._whole or not hasattr(data, "__next__")
         self.total = self._count()
 
     def __iter__(self) -> Iterator[Any]:
         done = 0
         for x in self._cut() if self._whole else self._given():
-            if self._steps is not None and done == self._steps:
-                return
+            self._check(x)
             if rows(x) > 0:
                 done += 1
                 yield _for_model(self._model, x)
+            if done == self._steps:  # before another one is fetched
+                return
+
+    def _check(self, x: Any) -> None:
+        leaves = _leaves(x)
+        wrong = [type(leaf).__name__ for leaf in leaves if not _is_array(leaf)]
+        wrong += ["a scalar" for leaf in leaves if _is_array(leaf) and not len(leaf.shape)]
+        if wrong or not leaves:
+            raise TypeError(
+                f"{self._owner}: data must be an array, a tuple (x, labels) or batches of them; "
+                f"got {wrong[0] if wrong else 'no array'} in a batch."
+            )
 
     def _count(self) -> int | None:
         if self._whole:

@@ -198,10 +198,10 @@ def _notes(profile: Profile) -> Iterator[Finding]:
 
 
 def _rms_words(profile: Profile) -> str:
-    distance = float((profile.distance() ** 2).mean() ** 0.5)
+    distance = float((profile.distance()[profile.seen()] ** 2).mean() ** 0.5)
     return f"{distance:.2g} standard deviations"
 
 
 def _factor(profile: Profile) -> float:
-    ratio = float((profile.log_ratio() ** 2).mean() ** 0.5)
+    ratio = float((profile.log_ratio()[profile.seen()] ** 2).mean() ** 0.5)
     return float(2.718281828459045 ** min(ratio, 700.0))

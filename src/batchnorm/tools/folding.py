@@ -31,7 +31,7 @@ class Folding:
         folded: pairs (batch-normalization layer, the layer that took it in).
         refused: the layers that stayed.
         difference: the largest |output after - before| over the data, divided by the largest
-            |output before|; None without data.
+            |output before|; None without data, NaN where only one of the two is NaN.
     """
 
     folded: tuple[tuple[str, str], ...]
@@ -99,16 +99,30 @@ def fold(model: Any, data: Any = None, steps: int | None = None, *, batch_size: 
 
 
 def largest_difference(before: Any, after: Any, batches: Any) -> float:
-    """The largest difference of two Keras models' outputs, relative to the largest output."""
+    """The largest difference of two Keras models' outputs, relative to the largest output.
+
+    NaN where one of them is NaN and the other is not.
+
+    Raises:
+        ValueError: there is no batch.
+    """
     import keras
 
     largest = most = 0.0
+    read = False
     for batch in batches:
+        read = True
         pairs = [keras.tree.flatten(model(batch, training=False)) for model in (before, after)]
         for old, new in zip(*pairs, strict=True):
             was, now = (
                 np.asarray(keras.ops.convert_to_numpy(one), np.float64) for one in (old, new)
             )
-            largest = max(largest, float(np.max(np.abs(now - was), initial=0.0)))
-            most = max(most, float(np.max(np.abs(was), initial=0.0)))
+            with np.errstate(invalid="ignore"):
+                same = (was == now) | (np.isnan(was) & np.isnan(now))
+                apart = np.where(same, 0.0, np.abs(now - was))
+            # NaN in one of the two stays: Python's max would pass it by
+            largest = float(np.maximum(largest, np.max(apart, initial=0.0)))
+            most = max(most, float(np.max(np.abs(was[np.isfinite(was)]), initial=0.0)))
+    if not read:
+        raise ValueError("fold: data must hold at least one row; got none.")
     return largest / most if most else largest

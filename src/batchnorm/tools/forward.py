@@ -57,8 +57,8 @@ class Program:
     visitors. Returns what each visitor handed out, as NumPy arrays.
 
     Attributes:
-        order: indices of the norms in the order in which the model calls them; known after the
-            first call.
+        order: indices of the norms in the order in which the model calls them, as far as the
+            batches until now have shown; a batch need not reach all of them.
     """
 
     def __init__(self, model: Any, norms: Sequence[Norm], visits: Sequence[Visit]) -> None:
@@ -83,7 +83,7 @@ class Program:
                 else:
                     self._model(batch)
             every.append(results)
-        self.order = [int(key) for key in every[0]]
+        self.order = in_one_order(self.order, [int(key) for key in every[0]])
         return every
 
     def _keras_program(self) -> Callable[[Any, Any], Any]:
@@ -137,18 +137,34 @@ class Program:
             return self._passes(batch, given, lambda: _in_inference(self._model, again))
 
 
+def in_one_order(known: Sequence[int], seen: Sequence[int]) -> list[int]:
+    """The known order with what is new in another one, each before what comes behind it there."""
+    result, place = list(known), len(known)
+    for one in reversed(seen):
+        if one in result:
+            place = result.index(one)
+        else:
+            result.insert(place, one)
+    return result
+
+
 @contextlib.contextmanager
 def put_back(model: Any) -> Iterator[Callable[[], None]]:
     """Whatever happens inside, buffers and modes of a PyTorch module are what they were.
 
     Gives a function that puts the buffers back inside already, as often as it is called.
     """
+    held = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
 
     def again() -> None:
+        for names, tensors in held:  # a module may have put another tensor in the place of one
+            names.update(tensors)
         with sys.modules["torch"].no_grad():
             for buffer, value in buffers:
+                if 0 in buffer.stride() and buffer.equal(value):
+                    continue  # expanded: torch refuses to write there
                 buffer.copy_(value)
 
     try:

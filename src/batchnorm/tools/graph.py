@@ -42,7 +42,7 @@ class Graph:
             before = self._producers[id(tensor)]
             if reason := self._why_not_alone(before, tensor):
                 return before, reason
-            if not _is_inert(before.operation):
+            if not _is_inert(before):
                 return before, None
             tensor = before.input_tensors[0]
 
@@ -53,7 +53,7 @@ class Graph:
             if reason := self._why_not_alone(node, tensor):
                 return None, reason
             (node,) = self._consumers[id(tensor)]
-            if not _is_inert(node.operation):
+            if not _is_inert(node):
                 return node, None
 
     def _why_not_alone(self, node: Any, tensor: Any) -> str | None:
@@ -68,7 +68,10 @@ class Graph:
         return None
 
 
-def _is_inert(operation: Any) -> bool:
+def _is_inert(node: Any) -> bool:
+    operation = node.operation
+    if node.arguments.kwargs.get("training"):
+        return False  # dropout that goes on in inference
     if type(operation) is keras.layers.Activation:
         return operation.activation is keras.activations.linear
     return type(operation) in INERT

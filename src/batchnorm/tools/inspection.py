@@ -72,7 +72,7 @@ class _Inspection:
         self.batches += 1
 
     def report(self) -> Report:
-        called = self._program.order
+        called = [index for index in self._program.order if self._seen[index].called]
         profiles = [self._seen[index].profile() for index in called]
         lines = [row_of(profile) for profile in profiles]
         missed = [norm for i, norm in enumerate(self._norms) if i not in called]
@@ -137,6 +137,10 @@ class _Seen:
         self._values.append(count if groups is None else count * min(1.0, groups / max(rows_, 1)))
         self._calls = max(self._calls, calls)
 
+    @property
+    def called(self) -> bool:
+        return bool(self._rows)
+
     def _channels_last(self, sample: Any) -> Array:
         sample = np.asarray(sample, np.float64)
         axes = self._norm.axes(sample.ndim)
@@ -147,6 +151,7 @@ class _Seen:
 
     def profile(self) -> Profile:
         moving_mean, moving_variance = self._norm.statistics()
+        nothing = np.where(self._pool.count > 0, 0.0, np.nan)
         weight = np.where(self._weight > 0, self._weight, 1)
         if self._difference == 0:
             drift = 0.0
@@ -154,9 +159,9 @@ class _Seen:
             drift = float(np.sqrt(self._difference / self._spread)) if self._spread else np.inf
         return Profile(
             norm=self._norm,
-            mean=self._pool.mean,
-            variance=self._pool.variance,
-            within=self._within / weight,
+            mean=self._pool.mean + nothing,
+            variance=self._pool.variance + nothing,
+            within=self._within / weight + nothing,
             moving_mean=moving_mean,
             moving_variance=moving_variance,
             not_finite=self._pool.skipped,

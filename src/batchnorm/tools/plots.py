@@ -69,7 +69,8 @@ def histograms(profiles: Sequence[Profile], each: int = 2) -> Any:
         channels = profile.worst()
         for axes, channel in zip(line, [*channels, *channels][:each], strict=True):
             _histogram(axes, profile, channel)
-    panels[0][0].legend(fontsize=8, frameon=False)
+    if panels[0][0].get_legend_handles_labels()[0]:  # else matplotlib warns
+        panels[0][0].legend(fontsize=8, frameon=False)
     return figure
 
 
@@ -86,7 +87,7 @@ def _histogram(axes: Any, profile: Profile, channel: int) -> None:
     )
     for label, mean, variance, color in pairs:
         if not (np.isfinite(mean) and np.isfinite(variance) and variance >= 0):
-            words = f"moving mean {mean:.3g}, variance {variance:.3g}"
+            words = f"{label} mean {mean:.3g}, variance {variance:.3g}"
             axes.text(
                 0.98, 0.85, words, transform=axes.transAxes, ha="right", color=BAD, fontsize=8
             )

@@ -48,6 +48,7 @@ class Pool:
         count: `[C]`, the number (or weight) of values for "exact", of batches for "average", and
             the batches' weight for "ema".
         values: values per channel over all batches.
+        calls: how often the layer was called.
         skipped: `[C]`, how many batches were left out.
     """
 
@@ -57,6 +58,7 @@ class Pool:
         self.count = np.zeros(channels)
         self.skipped = np.zeros(channels, int)
         self.values = 0.0
+        self.calls = 0
         self._method, self._momentum, self._unbiased = method, momentum, unbiased
 
     def add(self, moments: Moments) -> None:
@@ -67,6 +69,7 @@ class Pool:
             batch = unbiased(host, batch)
         self._take(batch, self._method)
         self.values += float(count[0, 0])
+        self.calls += 1
 
     def include(self, other: Pool) -> None:
         """Takes in what another replica pooled."""
@@ -78,6 +81,7 @@ class Pool:
             self._take(batch, how, these)
         self.skipped += other.skipped
         self.values += other.values
+        self.calls += other.calls
 
     def final(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance as the layer is to hold them."""
@@ -87,13 +91,14 @@ class Pool:
         return self.mean, np.asarray(unbiased(host, row).variance)[0]
 
     def given(self) -> Moments:
-        """The pooled moments in float32, for a forward pass that goes on from them."""
+        """The pooled moments in float32, for a forward pass that goes on from them.
+
+        The count is `[1, C]`: a channel may have left out batches that the others have.
+        """
         mean = self.mean.astype(np.float32)
         remainder = (self.mean - mean).astype(np.float32)
-        variance, count = self.variance.astype(np.float32), self.count.max(initial=0)
-        return Moments(
-            mean[None], remainder[None], variance[None], np.full((1, 1), count, np.float32)
-        )
+        variance, count = self.variance.astype(np.float32), self.count.astype(np.float32)
+        return Moments(mean[None], remainder[None], variance[None], count[None])
 
     def _take(self, batch: Moments, method: str, these: np.ndarray | None = None) -> None:
         finite = np.isfinite(batch.mean[0]) & np.isfinite(batch.variance[0])
@@ -129,18 +134,23 @@ class Pool:
 
 
 def across_replicas(pools: list[Pool]) -> list[Pool]:
-    """The pools of all PyTorch processes together; these, where there is only one process.
+    """The pools of all PyTorch processes together; these, where there is only one process."""
+    first, *others = of_all_replicas(pools)
+    for other in others:
+        for mine, theirs in zip(first, other, strict=True):
+            mine.include(theirs)
+    return first
+
+
+def of_all_replicas(value: Any) -> list[Any]:
+    """What each PyTorch process has, in their order; of one process, what it has.
 
     JAX and TensorFlow: arrays that a program spreads over devices are already whole here.
     """
     torch = sys.modules.get("torch")
     distributed = None if torch is None else torch.distributed
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return pools
+        return [value]
     every: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(every, pools)
-    first, *others = every
-    for other in others:
-        for mine, theirs in zip(first, other, strict=True):
-            mine.include(theirs)
-    return first
+    distributed.all_gather_object(every, value)
+    return every

@@ -19,8 +19,9 @@ class Profile:
     """One layer's measurements; arrays are `[C]`, variances biased.
 
     Attributes:
-        mean, variance: of all values that reached the layer in training mode.
-        within: the mean over batches of the batches' variances.
+        mean, variance: of all values that reached the layer in training mode; NaN in a channel
+            that no finite one reached.
+        within: the mean over batches of the batches' variances; NaN there too.
         not_finite: batches that were not finite.
         values: values per channel and normalization group, of each batch.
         rows: rows of each batch.
@@ -47,6 +48,10 @@ class Profile:
         finite = np.isfinite(self.moving_mean) & np.isfinite(self.moving_variance)
         return ~finite | (self.moving_variance < 0)
 
+    def seen(self) -> Array:
+        """Channels that the data says something of."""
+        return np.isfinite(self.mean)
+
     def distance(self) -> Array:
         """|mean of the data - moving mean|, in standard deviations of the data."""
         with np.errstate(all="ignore"):
@@ -68,7 +73,7 @@ class Profile:
         A mean off by half a standard deviation, or a variance off by a factor of 2, is 1; with few
         rows the limits are three standard errors.
         """
-        some = ~self.poisoned()
+        some = ~self.poisoned() & self.seen()
         if not some.any():
             return 0.0
         rows = max(sum(self.rows), 1)
@@ -90,7 +95,7 @@ class Profile:
 
     def learned_from_batches(self) -> bool:
         """Whether the moving variance fits the variance within batches better than all of it."""
-        some = ~self.poisoned()
+        some = ~self.poisoned() & self.seen()
         within = _rms(self.log_ratio(self.within)[some])
         return within < _rms(self.log_ratio()[some])
 
@@ -107,6 +112,8 @@ class Profile:
         momentum = self.norm.momentum
         if momentum is None or momentum >= 1:
             return None
+        if self._debiased():
+            return 1
         return 1 if momentum <= LEFT else math.ceil(math.log(LEFT) / math.log(momentum))
 
     def left(self) -> float:
@@ -116,9 +123,11 @@ class Profile:
         of the data have the rest of that line still to go. Off the line, nothing is left.
         """
         updates, momentum = self.norm.updates(), self.norm.momentum
+        if updates and self._debiased():
+            return 0.0
         if updates is not None:
             return 0.0 if momentum is None else momentum ** max(updates - self.norm.skipped(), 0)
-        some = ~self.poisoned()
+        some = ~self.poisoned() & self.seen()
         if self.norm.initial is None or not some.any():
             return 0.0
         mean, variance = self.norm.initial
@@ -134,6 +143,10 @@ class Profile:
         if not known or max(known) >= 1 or min(known) < 0 or max(known) - min(known) > 0.2:
             return 0.0
         return 1 - sum(known) / len(known)
+
+    def _debiased(self) -> bool:
+        """Whether the first update leaves nothing of the start."""
+        return getattr(self.norm.layer, "zero_debias", False) == "both"
 
     def dead(self) -> Array:
         """Channels whose output does not vary."""

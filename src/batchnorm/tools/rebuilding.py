@@ -42,12 +42,17 @@ class Change:
 
 
 class Rebuilding:
-    """A model's folds, decided, and the model without what was folded."""
+    """A model's folds, decided, and the model without what was folded.
 
-    def __init__(self, model: Any, prefix: str = "") -> None:
+    Args:
+        prefix: before the names of layers, for a model inside another.
+        blocked: why nothing in it may be folded, or None.
+    """
+
+    def __init__(self, model: Any, prefix: str = "", blocked: str | None = None) -> None:
         self.folded: list[tuple[str, str]] = []
         self.refused: list[Refusal] = []
-        self._functional, self._prefix = functional(model), prefix
+        self._functional, self._prefix, self._blocked = functional(model), prefix, blocked
         self._graph = Graph(self._functional)
         self._changes: dict[int, Change] = {}  # by id of a linear layer
         self._merged: dict[int, Chain] = {}  # by id of the chain's first layer
@@ -64,7 +69,8 @@ class Rebuilding:
             if not isinstance(operation, keras.layers.Layer):
                 return operation
             if functional(operation) is not None:
-                inner = Rebuilding(operation, f"{self._prefix}{operation.name}/")
+                blocked = self._blocked or self._trains(operation)
+                inner = Rebuilding(operation, f"{self._prefix}{operation.name}/", blocked)
                 self.folded += inner.folded
                 self.refused += inner.refused
                 return inner.model()
@@ -112,6 +118,10 @@ class Rebuilding:
     def _why_never(self, node: Any) -> str | None:
         """Why a normalization is not y = a * x + b of one input, or None."""
         layer = node.operation
+        if self._blocked:
+            return self._blocked
+        if type(layer).call not in (Normalization.call, BatchNormalizationBase.call):
+            return f"its class {type(layer).__name__} has a call of its own"
         if self._graph.calls[id(layer)] > 1:
             return f"it is shared: called {self._graph.calls[id(layer)]} times"
         if node.arguments.kwargs.get("training"):
@@ -127,6 +137,13 @@ class Rebuilding:
                 return f"it normalizes several axes: {list(layer.axis)}"
         if not all(np.isfinite(vector).all() for vector in _affine(layer)):
             return "its statistics or parameters are not finite; see batchnorm.repair"
+        return None
+
+    def _trains(self, model: Any) -> str | None:
+        """Why nothing in a model inside this one may be folded, or None."""
+        calls = (node for node in self._graph.nodes if node.operation is model)
+        if any(node.arguments.kwargs.get("training") for node in calls):
+            return f"it is inside {model.name!r}, which is called with training=True"
         return None
 
     def _place(self, chain: Chain) -> None:
@@ -248,7 +265,13 @@ class Rebuilding:
 
 
 def functional(model: Any) -> Any:
-    """The functional model that this is or holds; None where its graph is not known."""
+    """The functional model that this is or holds; None where its graph is not known.
+
+    A subclass with a `call` of its own may do anything: its graph is not what runs.
+    """
+    calls = next((kind for kind in type(model).__mro__ if "call" in vars(kind)), type(model))
+    if calls.__module__.partition(".")[0] != "keras":
+        return None
     if isinstance(model, keras.Sequential):
         model = model._functional
     known = isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth")

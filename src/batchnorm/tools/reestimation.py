@@ -14,11 +14,11 @@ from rich.table import Table
 from batchnorm._moments import Moments
 from batchnorm.backends import backend_of, host
 from batchnorm.tools.data import Batches
-from batchnorm.tools.forward import Call
+from batchnorm.tools.forward import Call, in_one_order
 from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
-from batchnorm.tools.pooling import METHODS, Pool, across_replicas, pool
+from batchnorm.tools.pooling import METHODS, Pool, across_replicas, of_all_replicas, pool
 from batchnorm.tools.progress import shown
 
 
@@ -148,7 +148,7 @@ def _estimate(
 ) -> Reestimation:
     estimation = _Estimation(model, norms, method)
     read = estimation.one_by_one(batches) if layer_by_layer else estimation.together(batches)
-    if read == 0:
+    if not any(of_all_replicas(read)):
         raise ValueError(f"{owner}: data must hold at least one row; got none.")
     return estimation.settle(read)
 
@@ -197,9 +197,7 @@ class _Estimation:
         self._model, self._norms, self._method = model, norms, method
         visit = functools.partial(_visit, method)
         self._program = program(model, norms, f"reestimate {method}", [visit])
-        self._pools = [
-            Pool(len(norm.statistics()[0]), method, norm.momentum, norm.unbiased) for norm in norms
-        ]
+        self._pools = [self._empty_pool(norm) for norm in norms]
 
     def together(self, batches: Batches) -> int:
         """Every layer in one pass over the data; returns how many batches there were."""
@@ -213,22 +211,26 @@ class _Estimation:
 
     def one_by_one(self, batches: Batches) -> int:
         """Each layer in a pass of its own, once those before it are final."""
-        todo = self._order(batches)
+        read = self._look(batches)
         settled: list[int] = []
-        read = 0
-        for index in todo:
+        index = self._next(settled)
+        while index is not None:
             words = f"re-estimating {self._norms[index].name}"
             read = 0
             for batch in shown(batches, words, batches.total):
                 self._read(batch, [index], [*settled, index])
                 read += 1
-            (self._pools[index],) = across_replicas([self._pools[index]])
-            settled.append(index)
+            if self._next(settled) == index:
+                (self._pools[index],) = across_replicas([self._pools[index]])
+                settled.append(index)
+            else:  # some batch has shown another layer before it: that one first
+                self._pools[index] = self._empty_pool(self._norms[index])
+            index = self._next(settled)
         return read
 
     def settle(self, read: int) -> Reestimation:
         """Gives the layers their new statistics; all of them, or none if anything is raised."""
-        called = self._program.order
+        called = [i for i in self._order() if self._pools[i].calls]
         with kept_if_raised(self._norms):
             rows = tuple(self._settle(self._norms[i], self._pools[i]) for i in called)
         missed = [norm.name for i, norm in enumerate(self._norms) if i not in called]
@@ -248,12 +250,23 @@ class _Estimation:
         skipped = int(pooled.skipped.max(initial=0))
         return Layer(norm.name, pooled.values, mean_change, change, skipped, int((~some).sum()))
 
-    def _order(self, batches: Batches) -> list[int]:
-        """The layers in the order in which the model calls them: what one batch tells."""
+    def _look(self, batches: Batches) -> int:
+        """Learns from one batch in which order the model calls its layers; 0 if there is none."""
         for batch in batches:
             self._program(batch, self._given([], []))
-            break
-        return list(self._program.order)
+            return 1
+        return 0
+
+    def _next(self, settled: Sequence[int]) -> int | None:
+        """The first layer that is not settled, the same in every process; None for no more."""
+        return next((one for one in self._order() if one not in settled), None)
+
+    def _order(self) -> list[int]:
+        """The layers in the order in which the model calls them, in any process."""
+        return functools.reduce(in_one_order, of_all_replicas(self._program.order), [])
+
+    def _empty_pool(self, norm: Norm) -> Pool:
+        return Pool(len(norm.statistics()[0]), self._method, norm.momentum, norm.unbiased)
 
     def _read(self, batch: Any, measured: Sequence[int], placed: Sequence[int]) -> None:
         (results,) = self._program(batch, self._given(measured, placed))
@@ -296,7 +309,9 @@ def _running(
     adds, own_mean, own_variance = operands[8:]
     dtype = ops.dtype(new.mean)
     old = Moments(*(ops.cast(part, dtype) for part in before))
-    now = new._replace(count=new.count * ops.cast(adds, dtype))
+    # for each channel: one may have left out batches that the others have
+    count = ops.broadcast_to(new.count * ops.cast(adds, dtype), ops.shape(new.mean))
+    now = new._replace(count=count)
     pooled = pool(ops, old, now, method, momentum)
     mean, variance = pooled.mean + pooled.remainder, pooled.variance
     usable = (pooled.count > 0) & ops.isfinite(mean) & ops.isfinite(variance)

@@ -63,9 +63,11 @@ def row_of(profile: Profile) -> Row:
     norm = profile.norm
     path, why_not = norm.path()
 
+    seen = profile.seen()
+
     def rms(values: Any) -> float:
         with np.errstate(all="ignore"):
-            return float(np.sqrt(np.mean(values**2)))
+            return float(np.sqrt(np.mean(values[seen] ** 2))) if seen.any() else math.nan
 
     return Row(
         layer=norm.name,
