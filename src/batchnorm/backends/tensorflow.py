@@ -172,9 +172,7 @@ def _compiles_with_xla() -> bool:
     """
     if tf.executing_eagerly():
         return False
-    options = (
-        frame.f_locals.get("tracing_options") for frame in callers("tracing_compilation.py")
-    )
+    options = (frame.f_locals.get("tracing_options") for frame in callers("tracing_compilation.py"))
     return any((getattr(one, "attributes", None) or {}).get("_XlaMustCompile") for one in options)
 
 

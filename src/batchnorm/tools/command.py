@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,12 +56,12 @@ def load_data(text: str) -> Any:
     path = Path(text)
     if path.suffix in (".npy", ".npz"):
         try:
-            held = np.load(path, allow_pickle=False)
-            if path.suffix == ".npy":
-                return held
-            with held:
+            with path.open("rb") as file:  # NumPy leaves a broken archive open
+                held = np.load(file, allow_pickle=False)
+                if isinstance(held, np.ndarray):  # as the file says, whatever its name does
+                    return held
                 arrays = {name: held[name] for name in held.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"batchnorm: --data must be a file of plain arrays; got '{text}'. {error}"
             ) from error
@@ -83,10 +85,10 @@ def load_data(text: str) -> Any:
 
 
 def run(work: Callable[[Console], int]) -> int:
-    """The exit code of some work; a wrong argument is one sentence and code 2."""
+    """The exit code of some work; a wrong argument, or file, is one sentence and code 2."""
     try:
         return work(Console())
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         return WRONG
 

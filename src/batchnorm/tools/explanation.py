@@ -105,9 +105,9 @@ def _torch(module: Any) -> list[str]:
         ]
     else:
         words = [f"It is in train mode: it {_BATCH} and updates the moving ones."]
-    trains = module.weight is not None and module.weight.requires_grad
-    affine = module.weight is not None
-    return [*words, _trained(affine, affine, trains)]
+    scale, center = module.weight is not None, module.bias is not None
+    trains = any(one.requires_grad for one in (module.weight, module.bias) if one is not None)
+    return [*words, _trained(scale, center, trains)]
 
 
 def _trained(scale: bool, center: bool, trains: bool) -> str:

@@ -34,7 +34,7 @@ def find(model: Any, owner: str, pattern: str | None = None) -> list[Norm]:
     if is_keras(model):
         found = _keras_norms(model, owner)
     elif is_torch(model):
-        found = _torch_norms(model)
+        found = _torch_norms(model, owner)
     else:
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         raise TypeError(
@@ -63,11 +63,7 @@ def _keras_norms(model: Any, owner: str) -> list[Norm]:
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     if layers and not all(layer.built for layer in layers):
-        missing = next(layer.name for layer in layers if not layer.built)
-        raise ValueError(
-            f"{owner}: model must be built; got one whose layer {missing!r} is not. Call it on a "
-            "batch first."
-        )
+        raise _unbuilt(owner, next(layer.name for layer in layers if not layer.built))
     from batchnorm.tools.norm_keras import KerasNorm, OwnNorm
 
     ours = sys.modules.get("batchnorm.keras.base")
@@ -80,15 +76,27 @@ def _keras_norms(model: Any, owner: str) -> list[Norm]:
     ]
 
 
-def _torch_norms(model: Any) -> list[Norm]:
+def _torch_norms(model: Any, owner: str) -> list[Norm]:
     from batchnorm.tools.norm_torch import TorchNorm
 
-    kind = sys.modules["torch"].nn.modules.batchnorm._BatchNorm
-    return [
-        TorchNorm(module, name or type(module).__name__, model.training)
+    torch = sys.modules["torch"]
+    kind, lazy = torch.nn.modules.batchnorm._BatchNorm, torch.nn.parameter.UninitializedBuffer
+    found = {
+        name or type(module).__name__: module
         for name, module in model.named_modules()
         if isinstance(module, kind) and module.running_mean is not None
-    ]
+    }
+    for name, module in found.items():
+        if isinstance(module.running_mean, lazy):
+            raise _unbuilt(owner, name)
+    return [TorchNorm(module, name, model.training) for name, module in found.items()]
+
+
+def _unbuilt(owner: str, name: str) -> ValueError:
+    return ValueError(
+        f"{owner}: model must be built; got one whose layer {name!r} is not. Call it on a batch "
+        "first."
+    )
 
 
 def _names(
