@@ -246,6 +246,19 @@ def test_channels_last_memory_stays_as_it_is(dims: int, dtype: str) -> None:
         torch.testing.assert_close(got[name], value, rtol=bar, atol=bar, msg=name)
 
 
+def test_memory_of_the_other_sign_is_read_as_what_it_stands_for() -> None:
+    """`z.conj().imag` is a view with a mark; contiguous where z has one number only a place."""
+    import torch
+
+    random = np.random.default_rng(7)
+    x, dy = (torch.from_numpy(random.normal(3.0, 2.0, (6, 4)).astype("float32")) for _ in range(2))
+    marked = [torch._neg_view(-one) for one in (x, dy)]
+    assert all(one.is_neg() and one.is_contiguous() for one in marked)
+    wanted = torch_step(x, dy, 1)
+    for name, got in torch_step(*marked, 1).items():
+        np.testing.assert_array_equal(got.resolve_neg(), wanted[name])
+
+
 @pytest.mark.parametrize("order", ["contiguous", "channels_last", "offset"])
 def test_no_copy_is_made_of_what_the_kernels_can_read(order: str) -> None:
     import torch

@@ -38,6 +38,7 @@ class Call:
     __slots__ = ("dtype", "dy", "first", "groups", "rows", "weights", "x")
 
     def __init__(self, x: Tensor, weights: Tensor | None, dy: Tensor | None = None) -> None:
+        x = x.resolve_neg()  # the imaginary part of a conjugate: its memory has the other sign
         a, g, b, c, d = x.shape
         dense = x.is_contiguous()
         native = not dense and x.transpose(3, 4).is_contiguous()
@@ -62,6 +63,7 @@ class Call:
                 f"batchnorm kernels: dy must be like x, {self.x.dtype} of shape "
                 f"{tuple(self.x.shape)}; got {dy.dtype} of shape {tuple(dy.shape)}."
             )
+        dy = dy.resolve_neg()
         return dy.transpose(3, 4).contiguous().transpose(3, 4) if native else dy.contiguous()
 
     def _dense_weights(self, weights: Tensor, native: bool) -> tuple[Tensor, tuple[int, ...]]:
@@ -75,7 +77,7 @@ class Call:
         if native and (b, d) != (1, 1):  # B and D are one run now
             weights = weights.expand(-1, -1, self.x.shape[2], 1, self.x.shape[4])
             b, d = weights.shape[2] * weights.shape[4], 1
-        return weights.to(self.dtype).contiguous(), (a, g, b, d)
+        return weights.to(self.dtype).resolve_neg().contiguous(), (a, g, b, d)
 
     def vector(self, vector: Tensor | None, shape: tuple[int, int] | None = None) -> int | None:
         """The pointer of a per-channel vector; the kernels are given no other memory than this."""
