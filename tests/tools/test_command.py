@@ -155,6 +155,19 @@ def test_a_folder_that_is_not_there_is_one_sentence_and_no_diagnosis(files):
     assert run("inspect", model, "--data", files / "x.npy", *page).exit_code == 2
 
 
+def test_a_file_of_another_format_is_loaded_only_if_asked(tmp_path):
+    file = tmp_path / "old.h5"
+    model = keras.Sequential([keras.Input((5,)), keras.layers.BatchNormalization(name="norm")])
+    model.save(file)
+    result = run("explain", file)
+    assert (result.exit_code, result.output) == (
+        2,
+        f"batchnorm: MODEL must be a .keras file; got '{file}'. Other formats may run code of "
+        "their own while they load: add --unsafe if you trust it.\n",
+    )
+    assert run("explain", file, "--unsafe").exit_code == 0
+
+
 def test_a_missing_model_is_one_sentence():
     result = run("explain", "none.keras")
     assert (result.exit_code, result.output) == (

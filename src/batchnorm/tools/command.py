@@ -34,6 +34,11 @@ def load_model(path: Path, unsafe: bool) -> Any:
         raise ValueError(
             f"batchnorm: MODEL must be a .keras file; got '{path}', which is not there."
         )
+    if path.suffix != ".keras" and not unsafe:  # older versions of Keras know no safe mode for them
+        raise ValueError(
+            f"batchnorm: MODEL must be a .keras file; got '{path}'. Other formats may run code of "
+            "their own while they load: add --unsafe if you trust it."
+        )
     try:
         return keras.models.load_model(path, safe_mode=not unsafe, compile=False)
     except Exception as error:  # Keras raises whatever the file makes it raise
