@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
 from batchnorm import _native
-from batchnorm.backends import tensorflow_replicas
+from batchnorm.backends import backend_of, tensorflow_replicas
 from batchnorm.backends.fused import Vectors, recomputed
 from batchnorm.backends.tensorflow_replicas import Replicas
 
 UNAVAILABLE = _native.load_operators("tensorflow")
 if UNAVAILABLE is None:
     from batchnorm._native import tensorflow as kernels
-
-
-def _array_operations() -> ModuleType:
-    from batchnorm.backends import tensorflow  # late: it imports this file
-
-    return tensorflow
 
 
 def _standardize_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
@@ -89,9 +82,7 @@ def standardize_over(
                 outer.watch(inputs)
                 with tf.GradientTape() as inner:
                     inner.watch(inputs)
-                    y = recomputed(
-                        _array_operations(), x, weights, named(affine), *how, False, replicas
-                    )
+                    y = recomputed(backend_of(x), x, weights, named(affine), *how, False, replicas)
                 first = inner.gradient(y, [x, *affine], dy)
                 total = tf.add_n(
                     [
@@ -123,9 +114,7 @@ def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
         outer.watch(inputs)
         with tf.GradientTape() as inner:
             inner.watch(inputs)
-            y = recomputed(
-                _array_operations(), x, w, named._replace(scale=scale, offset=offset), *how
-            )
+            y = recomputed(backend_of(x), x, w, named._replace(scale=scale, offset=offset), *how)
         dx, sum_dy_xh, sum_dy = inner.gradient(y, [x, scale, offset], dy)
         total = tf.add_n(
             [

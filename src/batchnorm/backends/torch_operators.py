@@ -8,26 +8,19 @@ else                           past torch's dispatcher, which takes longer than 
 from __future__ import annotations
 
 import functools
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 from batchnorm import _native
-from batchnorm.backends import torch_replicas
+from batchnorm.backends import backend_of, torch_replicas
 from batchnorm.backends.fused import Vectors, recomputed
 from batchnorm.backends.torch_replicas import Replicas
 
 UNAVAILABLE = _native.load_operators("torch")
 if UNAVAILABLE is None:
     from batchnorm._native.torch import kernels, one_by_one
-
-
-def _array_operations() -> ModuleType:
-    from batchnorm.backends import torch  # late: it imports this file
-
-    return torch
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -90,7 +83,7 @@ def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
         def y_of(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
             full = given._replace(scale=scale, offset=offset)
             return recomputed(
-                _array_operations(), x, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
+                backend_of(x), x, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
             )
 
         dx, sum_dy_xh, sum_dy = torch.func.vjp(y_of, x, scale, offset)[1](dy)
@@ -132,10 +125,9 @@ class StandardizeOver(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         x, weights, *vectors_ = ctx.saved_tensors
         given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
-        if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
-            dx, d_scale, d_offset = _exact_derivative(ctx.replicas, x, dy, weights, given, how)
-        else:
-            dx, d_scale, d_offset = _derivative_over(ctx.replicas, x, dy, weights, given, how)
+        # create_graph: derivatives of this one are wanted
+        derivative = _exact_derivative if torch.is_grad_enabled() else _derivative_over
+        dx, d_scale, d_offset = derivative(ctx.replicas, x, dy, weights, given, how)
         return None, dx, None, None, None, None, None, d_scale, d_offset, None, None, None
 
 
@@ -165,7 +157,7 @@ def _exact_derivative(
     how: tuple[float, int],
 ) -> tuple[torch.Tensor | None, ...]:
     """The same with all its derivatives, through the composite path."""
-    y = recomputed(_array_operations(), x, weights, given, *how, False, replicas)
+    y = recomputed(backend_of(x), x, weights, given, *how, False, replicas)
     wanted = {0: x, 1: given.scale, 2: given.offset}
     wanted = {i: one for i, one in wanted.items() if one is not None and one.requires_grad}
     found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)

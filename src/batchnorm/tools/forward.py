@@ -154,13 +154,12 @@ def put_back(model: Any) -> Iterator[Callable[[], None]]:
 
     Gives a function that puts the buffers back inside already, as often as it is called.
     """
-    held = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    held = [(module, dict(module._buffers), module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    modes = [(module, module.training) for module in model.modules()]
 
     def again() -> None:
-        for names, tensors in held:  # a module may have put another tensor in the place of one
-            names.update(tensors)
+        for module, tensors, _ in held:  # it may have put another tensor in the place of one
+            module._buffers.update(tensors)
         with sys.modules["torch"].no_grad():
             for buffer, value in buffers:
                 if 0 in buffer.stride() and buffer.equal(value):
@@ -171,7 +170,7 @@ def put_back(model: Any) -> Iterator[Callable[[], None]]:
         yield again
     finally:
         again()
-        for module, mode in modes:
+        for module, _, mode in held:
             if module.training is not mode:  # a module takes long to set an attribute
                 module.training = mode
 

@@ -213,19 +213,20 @@ class _Estimation:
         """Each layer in a pass of its own, once those before it are final."""
         read = self._look(batches)
         settled: list[int] = []
-        index = self._next(settled)
-        while index is not None:
+        order = self._order()
+        while todo := [one for one in order if one not in settled]:
+            index = todo[0]
             words = f"re-estimating {self._norms[index].name}"
             read = 0
             for batch in shown(batches, words, batches.total):
                 self._read(batch, [index], [*settled, index])
                 read += 1
-            if self._next(settled) == index:
+            order = self._order()
+            if next(one for one in order if one not in settled) == index:
                 (self._pools[index],) = across_replicas([self._pools[index]])
                 settled.append(index)
             else:  # some batch has shown another layer before it: that one first
                 self._pools[index] = self._empty_pool(self._norms[index])
-            index = self._next(settled)
         return read
 
     def settle(self, read: int) -> Reestimation:
@@ -257,12 +258,8 @@ class _Estimation:
             return 1
         return 0
 
-    def _next(self, settled: Sequence[int]) -> int | None:
-        """The first layer that is not settled, the same in every process; None for no more."""
-        return next((one for one in self._order() if one not in settled), None)
-
     def _order(self) -> list[int]:
-        """The layers in the order in which the model calls them, in any process."""
+        """The layers in the order in which the model calls them, the same in every process."""
         return functools.reduce(in_one_order, of_all_replicas(self._program.order), [])
 
     def _empty_pool(self, norm: Norm) -> Pool:
