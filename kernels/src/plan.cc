@@ -143,8 +143,9 @@ Plan make_plan(const int64_t dims[5], const void* weights, const int64_t wdims[4
   const int64_t stretch = p.tiles == 1 ? p.even_rows * p.row_elements * t.item : p.tile_channels * p.inner * t.item;
   p.slab = t.reduces && t.applies && (units >= 2 * threads || (units >= threads && threads <= 2));
   p.slab = p.slab && slab_bytes * threads <= cache_bytes() / 4 * 3 && (p.by_rows || stretch >= 3072);
-  // Writing around the cache leaves reading idle: fetch the next slab. Two slabs for every thread must fit.
+  // Writing leaves reading idle, and the processor does not foresee the rows of the next slab. Two slabs for every thread
+  // must fit.
   const int64_t next = p.tiles > 1 ? p.tile_channels * p.inner : p.group_stride;
-  p.fetch_ahead = p.slab && p.stream && slab_bytes * threads <= cache_bytes() / 8 * 3 ? next : 0;
+  p.fetch_ahead = p.slab && slab_bytes * threads <= cache_bytes() / 8 * 3 ? next : 0;
   return p;
 }

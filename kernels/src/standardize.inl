@@ -88,7 +88,8 @@ BN_INLINE void input_row(const T* x, const T* dy, StatOf<T> scalar, const StatOf
 
 // One rectangle of the apply step. `spread` has room for one row of weights.
 template <class T, bool RELU, class From>
-static void apply_rectangle(const Call& call, const Rectangle<T>& r, const From& from, StatOf<T>* spread) {
+static void apply_rectangle(const Call& call, const Rectangle<T>& r, const From& given, StatOf<T>* spread) {
+  const From from = given;  // a copy that no store can change: it stays in registers
   using S = StatOf<T>;
   const Plan& p = call.plan;
   T* out = (T*)call.out + r.at;
