@@ -93,12 +93,12 @@ static bool sum_weights(const Given& in, double* count) {
     for (int64_t a = 0; a < m[0]; a++) {
       const int64_t at = (a * m[1] + g) * inner;
       auto add = [&](const auto* w) {
-        decltype(w[0] + 0) least = 0;
+        int below[8] = {};
         int64_t i = 0;
         for (; i + 8 <= inner; i += 8)
-          for (int k = 0; k < 8; k++) sum[k] += (double)w[i + k], least = w[i + k] < least ? w[i + k] : least;
-        for (; i < inner; i++) sum[0] += (double)w[i], least = w[i] < least ? w[i] : least;
-        negative |= least < 0;
+          for (int k = 0; k < 8; k++) sum[k] += (double)w[i + k], below[k] |= w[i + k] < 0;
+        for (; i < inner; i++) sum[0] += (double)w[i], below[0] |= w[i] < 0;
+        for (int k = 0; k < 8; k++) negative |= below[k] != 0;
       };
       if (in.dtype == BN_FLOAT64) add((const double*)in.w + at);
       else add((const float*)in.w + at);
