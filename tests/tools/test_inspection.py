@@ -88,9 +88,37 @@ def test_an_interruption_leaves_the_model_bit_for_bit(kind):
 def test_a_layer_behind_a_sick_one_is_not_blamed():
     model = fitted()
     set_statistics(model.get_layer("first"), np.full(5, 90.0))
-    assert causes(batchnorm.inspect(model, X, batch_size=64), "error") == [
-        ("first", "never updated")
-    ]
+    assert causes(batchnorm.inspect(model, X, batch_size=64), "error") == [("first", "other data")]
+
+
+def from_keras() -> keras.Model:
+    """Our layers with the weights of Keras' own, trained on the rows."""
+    theirs = dense("keras", momentum=0.5)
+    for _ in range(30):
+        theirs(X, training=True)
+    model = dense("ours", momentum=0.5)
+    model.set_weights(theirs.get_weights())
+    return model
+
+
+@pytest.mark.parametrize("make", [fitted, from_keras])
+def test_statistics_that_no_update_made_are_not_called_untouched(make):
+    """They were, because their layer has counted no update."""
+    model = make()
+    assert batchnorm.inspect(model, X, batch_size=64).alarms("error") == []
+    (alarm,) = batchnorm.inspect(model, X + 300, batch_size=64).alarms("error")
+    assert (alarm.layer, alarm.cause) == ("first", "other data")
+    assert "No update was counted: a file, a re-estimate or an initializer made them" in alarm.words
+
+
+def test_updates_that_were_all_refused_are_told_as_such():
+    model = dense("ours")
+    bad = np.full_like(X, np.nan)
+    for _ in range(2):
+        model.get_layer("first")(bad, training=True)
+    alarm = batchnorm.inspect(model, X, batch_size=64).alarms("error")[0]
+    assert (alarm.layer, alarm.cause) == ("first", "never updated")
+    assert "They are what they were at the start: 2 updates changed nothing." in alarm.words
 
 
 def test_an_update_counter_tells_other_data_from_never_updated():

@@ -101,10 +101,12 @@ def _statistics(profile: Profile) -> Iterator[Finding]:
             "Let it learn: batchnorm.unfreeze(model), if it was not meant; or re-estimate them "
             "once: batchnorm.reestimate(model, training_data).",
         )
-    elif profile.untouched() or norm.updates() == 0:
+    elif profile.untouched():
+        ran = profile.updates()
+        so = "no update ever ran" if ran is None else f"{ran} updates changed nothing"
         yield (
             "never updated",
-            f"{off} They are what they were at the start: no update ever ran.",
+            f"{off} They are what they were at the start: {so}.",
             "Call the model with training=True in training, and keep the state that it returns (in "
             "JAX, the non-trainable variables); then train, or re-estimate: "
             "batchnorm.reestimate(model, training_data).",
@@ -121,16 +123,21 @@ def _statistics(profile: Profile) -> Iterator[Finding]:
             "batchnorm.reestimate(model, training_data).",
         )
     elif profile.misfit() > 1:
+        origin = (
+            "No update was counted: a file, a re-estimate or an initializer made them,"
+            if norm.updates() == 0
+            else "They had enough updates: the model learned them"
+        )
         yield (
             "other data",
-            f"{off} They had enough updates: the model learned them from other data than this, or "
-            "its weights were changed afterwards (averaged, pruned, quantized).",
+            f"{off} {origin} from other data than this, or its weights were changed afterwards "
+            "(averaged, pruned, quantized).",
             f"If this data is what the model is for: {_REESTIMATE}",
         )
 
 
 def _slow(profile: Profile, off: str) -> Finding:
-    updates = profile.norm.updates()
+    updates = profile.updates()
     seen = "It has" if updates is None else f"After {updates} updates it has"
     needed = profile.needed()
     needs = f", which needs {needed} updates" if needed is not None else ""

@@ -107,6 +107,11 @@ class Profile:
         mean, variance = initial
         return bool(np.all(self.moving_mean == mean) and np.all(self.moving_variance == variance))
 
+    def updates(self) -> int | None:
+        """How many updates were counted; None where none were: a counter that stands at 0 says
+        nothing of statistics that were loaded or re-estimated."""
+        return self.norm.updates() or None
+
     def needed(self) -> int | None:
         """Updates until 1 % of the initial statistics is left; None where momentum is not known."""
         momentum = self.norm.momentum
@@ -122,7 +127,7 @@ class Profile:
         Where nothing counts the updates: statistics that lie on the line from their start to those
         of the data have the rest of that line still to go. Off the line, nothing is left.
         """
-        updates, momentum = self.norm.updates(), self.norm.momentum
+        updates, momentum = self.updates(), self.norm.momentum
         if updates and self._debiased():
             return 0.0
         if updates is not None:
