@@ -23,7 +23,6 @@ class Batches:
 
     Attributes:
         total: how many batches there are; None where only reading tells.
-        again: whether they can be read more than once.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be.
@@ -47,7 +46,6 @@ class Batches:
             )
         if self._whole:
             self._check(_inputs(data))
-        self.again = self._whole or not hasattr(data, "__next__")
         self.total = self._count()
 
     def __iter__(self) -> Iterator[Any]:
@@ -98,6 +96,19 @@ class Batches:
         pairs = not is_keras(self._model) or _is_loader(data)
         for batch in batches:
             yield _inputs(tuple(batch) if pairs and isinstance(batch, list) else batch)
+
+
+def check_again(data: Any, owner: str, when: str = "") -> None:
+    """Refuses data that is used up once it was read; `when` is the reason to read it again.
+
+    Raises:
+        TypeError: it is such data.
+    """
+    if hasattr(data, "__next__"):
+        raise TypeError(
+            f"{owner}: data must be readable more than once{when}; got {type(data).__name__}. "
+            "Pass a list of batches or an array."
+        )
 
 
 def rows(x: Any) -> int:

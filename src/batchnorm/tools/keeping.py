@@ -19,7 +19,7 @@ _NAME = "_batchnorm_programs"
 # What training, evaluation and prediction leave in a model, and a forward pass never reads.
 _OF_TRAINING = frozenset(
     (
-        f"{_NAME} _called _eval_epoch_iterator _jax_state _jax_state_synced history "
+        f"{_NAME} _called _eval_epoch_iterator evaluate _jax_state _jax_state_synced history "
         "predict_function stop_evaluating stop_predicting stop_training test_function "
         "train_function "
         # TensorFlow's list of what a checkpoint holds

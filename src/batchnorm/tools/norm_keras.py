@@ -63,12 +63,16 @@ class KerasNorm(Norm):
         variable.assign(value.reshape(variable.shape).astype(variable.dtype))
 
     def state(self) -> list[Any]:
-        copy = keras.ops.copy
-        return [copy(variable.value) for variable in self.layer.variables]
+        return [keras.ops.copy(variable.value) for variable in self._memory()]
 
     def restore(self, state: list[Any]) -> None:
-        for variable, value in zip(self.layer.variables, state, strict=True):
+        for variable, value in zip(self._memory(), state, strict=True):
             variable.assign(value)
+
+    def _memory(self) -> list[Any]:
+        """Every variable that is no parameter, whatever is trainable."""
+        parameters = {id(self.layer.gamma), id(self.layer.beta)}
+        return [one for one in self.layer.variables if id(one) not in parameters]
 
     def frozen(self) -> str | None:
         if not self.layer.trainable:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from batchnorm._moments import Moments
 from batchnorm.backends import backend_of, host
-from batchnorm.tools.data import Batches
+from batchnorm.tools.data import Batches, check_again
 from batchnorm.tools.forward import Call, in_one_order
 from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Norm
@@ -122,11 +122,8 @@ def reestimate(
         )
     norms = find(model, "reestimate", pattern)
     batches = Batches(model, data, batch_size, steps, "reestimate")
-    if layer_by_layer and not batches.again:
-        raise TypeError(
-            "reestimate: data must be readable more than once with layer_by_layer=True; got "
-            f"{type(data).__name__}. Pass a list of batches or an array."
-        )
+    if layer_by_layer:
+        check_again(data, "reestimate", " with layer_by_layer=True")
     return _estimate(model, norms, batches, method, layer_by_layer, "reestimate")
 
 
