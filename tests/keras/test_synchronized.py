@@ -64,6 +64,16 @@ def test_fit_takes_notice_after_it_has_run() -> None:
     assert model.train_function is None
 
 
+def test_fit_takes_notice_in_a_model_around_it() -> None:
+    inner = nested()
+    model = keras.Sequential([keras.Input(X.shape[1:]), inner])
+    model.compile("sgd", "mse")
+    model.fit(X, np.zeros((16, 4)), verbose=0)
+    assert model.train_function is not None
+    batchnorm.set_synchronized(inner, True)
+    assert model.train_function is None
+
+
 def refused(error: type[Exception], model: object, synchronized: object) -> str:
     with pytest.raises(error) as caught:
         batchnorm.set_synchronized(model, synchronized)

@@ -86,6 +86,22 @@ def test_a_model_that_has_trained_obeys_at_once():
     assert remembered(model) == before
 
 
+def test_a_model_around_the_frozen_one_that_has_trained_obeys_too():
+    """It went on moving the statistics on JAX and TensorFlow."""
+    inner = dense("ours")
+    model = keras.Sequential([keras.Input((5,)), inner, keras.layers.Dense(3)])
+    fit(model)
+    for change, moves in ((batchnorm.freeze, False), (batchnorm.unfreeze, True)):
+        change(inner, "statistics")
+        before = remembered(inner)
+        model.fit(X, np.ones((len(X), 3), np.float32), batch_size=8, verbose=0)
+        assert (remembered(inner) != before) is moves
+    with batchnorm.frozen(inner.get_layer("first"), "statistics"):
+        assert model.train_function is None
+        model.fit(X, np.ones((len(X), 3), np.float32), batch_size=8, verbose=0)
+    assert model.train_function is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_unfreeze_lets_everything_learn_again(kind):
     model = dense(kind)

@@ -8,14 +8,15 @@ import keras
 
 from batchnorm._options import Options
 from batchnorm.keras.base import BatchNormalizationBase
+from batchnorm.tools.retracing import trace_anew
 
 
 def set_synchronized(model: keras.layers.Layer, synchronized: Any) -> list[str]:
     """The names of the batch-norm layers that take their statistics over all replicas from now on.
 
     Every layer of `batchnorm.keras` in the model, at any depth, keeps its variables, options and
-    optimizer slots, and only its attribute `synchronized` changes. `fit` traces its step anew; a
-    function that you compiled yourself must be compiled again.
+    optimizer slots, and only its attribute `synchronized` changes. `fit` traces its step anew, that
+    of models around this one too; a function that you compiled yourself must be compiled again.
 
     Args:
         model: a Keras model, or a layer that holds others.
@@ -50,7 +51,5 @@ def set_synchronized(model: keras.layers.Layer, synchronized: Any) -> list[str]:
         )
     for layer in ours:
         layer.synchronized = synchronized
-    for one in model._flatten_layers():
-        if isinstance(one, keras.Model):
-            one.train_function = None  # else `fit` goes on with what it traced before
+    trace_anew(ours)
     return [layer.name for layer in ours]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.tools.norm import Norm
-from batchnorm.tools.norms import find, is_keras
+from batchnorm.tools.norms import find
+from batchnorm.tools.retracing import trace_anew
 
 WHAT = ("statistics", "parameters", "both")
 
@@ -29,8 +29,9 @@ def freeze(model: Any, what: str = "both", pattern: str | None = None) -> list[s
     neither. A PyTorch module keeps its class's name with "Frozen" before it, ignores `train()`, and
     is copied and pickled so; a `state_dict` holds numbers only, so freeze again after loading one.
 
-    A Keras model that was compiled makes its train function anew. Where `what` includes parameters,
-    call `compile` again, as Keras asks after every change of what is trainable.
+    Keras models that were compiled, those around `model` too, make their train functions anew.
+    Where `what` includes parameters, call `compile` again, as Keras asks after every change of what
+    is trainable. A function that you compiled yourself must be compiled again.
 
     Args:
         pattern: only layers whose names match, as file names do ("block1_*").
@@ -70,7 +71,7 @@ def frozen(model: Any, what: str = "both", pattern: str | None = None) -> Iterat
     finally:
         for norm, mode in zip(norms, modes, strict=True):
             _set_mode(norm, mode)
-        _forget_programs(model)
+        _trace_anew(norms)
 
 
 def _checked(model: Any, what: str, pattern: str | None, owner: str) -> list[Norm]:
@@ -104,7 +105,11 @@ def _set(model: Any, norms: list[Norm], what: str, froze: bool) -> None:
                     parameter.requires_grad_(not froze)
             else:
                 layer.train_parameters = not froze
-    _forget_programs(model)
+    _trace_anew(norms)
+
+
+def _trace_anew(norms: list[Norm]) -> None:
+    trace_anew(norm.layer for norm in norms if norm.kind != "torch")
 
 
 def _mode(norm: Norm) -> tuple[Any, ...]:
@@ -128,13 +133,6 @@ def _set_mode(norm: Norm, mode: tuple[Any, ...]) -> None:
         _hold(layer, was_frozen, training)
         for parameter, grad in zip(layer.parameters(recurse=False), grads, strict=True):
             parameter.requires_grad_(grad)
-
-
-def _forget_programs(model: Any) -> None:
-    """Lets a compiled Keras model trace its steps again: options are constants in them."""
-    if is_keras(model) and isinstance(model, sys.modules["keras"].Model):
-        for name in ("train_function", "test_function", "predict_function"):
-            setattr(model, name, None)
 
 
 def _hold(module: Any, froze: bool, training: bool) -> None:
