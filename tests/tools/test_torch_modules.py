@@ -222,6 +222,16 @@ def test_frozen_modules_survive_copies_and_files():
         np.testing.assert_array_equal(other[0].running_var, model[0].running_var)
 
 
+def test_torchs_conversion_builds_modules_that_are_not_frozen_and_can_be():
+    model = module()
+    batchnorm.freeze(model)
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert model.train()[0].training
+    assert batchnorm.freeze(model) == ["0"]
+    assert isinstance(model[0], torch.nn.SyncBatchNorm)
+    assert not model.train()[0].training
+
+
 def test_unfreeze_gives_the_class_and_the_mode_back():
     model = module()
     batchnorm.freeze(model)

@@ -28,6 +28,8 @@ def freeze(model: Any, what: str = "both", pattern: str | None = None) -> list[s
     cloning, saving and loading. On Keras' own layer it is `trainable=False`, which freezes both or
     neither. A PyTorch module keeps its class's name with "Frozen" before it, ignores `train()`, and
     is copied and pickled so; a `state_dict` holds numbers only, so freeze again after loading one.
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` builds modules that are not frozen: convert
+    first, then freeze.
 
     Keras models that were compiled, those around `model` too, make their train functions anew.
     Where `what` includes parameters, call `compile` again, as Keras asks after every change of what
