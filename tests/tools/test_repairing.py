@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ pytestmark = pytest.mark.keras
 X = rows(40)
 
 
-def poisoned(kind: str, **values: float) -> keras.Model:
+def poisoned(kind: str, options: dict[str, Any] | None = None, **values: float) -> keras.Model:
     """A model that fits its data but for channel 2 of its first layer."""
-    model = dense(kind)
+    model = dense(kind, **(options or {}))
+    model(X, training=True)  # so that what training remembers is not the moving statistics
     batchnorm.reestimate(model, X)
+    model(X[:20], training=True)
     for name, value in values.items():
         variable = getattr(model.get_layer("first"), name)
         array = np.array(keras.ops.convert_to_numpy(variable.value))
@@ -59,6 +63,66 @@ def test_without_data_only_the_poisoned_channels_are_reset_and_it_says_so():
     assert (mean[2], variance[2]) == (0.0, 1.0)
     np.testing.assert_array_equal(np.delete(mean, 2), np.delete(mean_before, 2))
     np.testing.assert_array_equal(np.delete(variance, 2), np.delete(variance_before, 2))
+
+
+RENORM = {"renorm": True}
+BESIDE = [
+    ("keras", RENORM, "renorm_mean", np.nan),
+    ("keras", RENORM, "renorm_stddev", -1.0),
+    ("keras", RENORM, "moving_stddev", np.inf),
+    ("ours", RENORM, "renorm_mean", np.inf),
+    ("ours", RENORM, "renorm_stddev", np.nan),
+    ("ours", RENORM, "moving_stddev", -1.0),
+    ("ours", {"zero_debias": "both"}, "biased_mean", np.nan),
+    ("ours", {"zero_debias": "both"}, "biased_variance", -1.0),
+    ("ours", {"zero_debias": "both"}, "local_step", np.nan),
+    ("ours", {"zero_debias": "both", "renorm": True}, "biased_stddev", np.nan),
+]
+
+
+def all_statistics(layer) -> dict[str, np.ndarray]:
+    return {
+        one.name: np.array(keras.ops.convert_to_numpy(one.value))
+        for one in layer.non_trainable_variables
+        if tuple(one.shape) == (5,)
+    }
+
+
+@pytest.mark.parametrize(("kind", "options", "name", "value"), BESIDE, ids=str)
+def test_what_only_training_reads_is_repaired_too(kind, options, name, value):
+    """It was left: the layer put out NaN in training, and in evaluation after the next update."""
+    model = poisoned(kind, options, **{name: value})
+    layer = model.get_layer("first")
+    before = all_statistics(layer)
+    assert batchnorm.inspect(model, X).rows[0].poisoned == 1
+    assert str(batchnorm.repair(model)) == (
+        "first: 1 channel poisoned in what only training reads; set from its moving statistics."
+    )
+    after = all_statistics(layer)
+    for one, array in after.items():
+        if one.startswith("moving_") and one != name:
+            np.testing.assert_array_equal(array, before[one])
+        np.testing.assert_array_equal(np.delete(array, 2), np.delete(before[one], 2))
+    y = keras.ops.convert_to_numpy(model(X, training=True))
+    assert np.isfinite(y).all()
+    assert all(np.isfinite(one).all() for one in all_statistics(layer).values())
+    assert str(batchnorm.repair(model)) == "Nothing is poisoned."
+
+    model = poisoned(kind, options, **{name: value})
+    assert str(batchnorm.repair(model, X)) == (
+        "first: 1 channel poisoned; re-estimated from the data."
+    )
+    np.testing.assert_allclose(statistics(model.get_layer("first"))[0], X.mean(0), rtol=1e-5)
+
+
+def test_channels_that_lost_their_statistics_and_others_are_told_apart():
+    model = poisoned("ours", RENORM, renorm_mean=np.nan)
+    variable = model.get_layer("first").moving_mean
+    variable.assign(np.array([1, np.nan, 3, 4, 5], np.float32))
+    first, second = batchnorm.repair(model).layers
+    assert (first.layer, first.channels, first.how) == ("first", (1,), "reset")
+    assert (second.layer, second.channels, second.how) == ("first", (2,), "derived")
+    np.testing.assert_array_equal(statistics(model.get_layer("first"))[0], [1, 0, 3, 4, 5])
 
 
 def test_a_sound_model_is_left_bit_for_bit():

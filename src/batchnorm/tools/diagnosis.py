@@ -80,7 +80,7 @@ _REESTIMATE = "re-estimate them: batchnorm.reestimate(model, training_data)."
 def _statistics(profile: Profile) -> Iterator[Finding]:
     """Why the moving statistics do not serve: the first cause that holds."""
     norm = profile.norm
-    if count := int(profile.poisoned().sum()):
+    if count := int(profile.poisoned.sum()):
         yield (
             "poisoned",
             f"The moving statistics of {count} of {len(profile.mean)} channels are NaN, infinite "

@@ -128,8 +128,9 @@ class _Seen:
         self._weight[finite] += count
         x, y, other = (self._channels_last(part) for part in (x, y, other))
         # a channel's own mean is no spread: offsets of beta would hide the difference
-        self._spread += float(np.sum((y - y.mean(0, keepdims=True)) ** 2)) if len(y) else 0.0
-        self._difference += float(np.sum((y - other) ** 2))
+        with np.errstate(invalid="ignore"):
+            self._spread += float(np.sum((y - y.mean(0, keepdims=True)) ** 2)) if len(y) else 0.0
+            self._difference += float(np.sum((y - other) ** 2))
         if len(self._samples) < KEPT:
             self._samples.append(x)
         self._rows.append(rows_)
@@ -164,6 +165,7 @@ class _Seen:
             within=self._within / weight + nothing,
             moving_mean=moving_mean,
             moving_variance=moving_variance,
+            poisoned=self._norm.poisoned(),
             not_finite=self._pool.skipped,
             values=self._values,
             rows=self._rows,

@@ -48,8 +48,25 @@ class Norm:
         """Gamma and beta; None for the one that the layer has not."""
         raise NotImplementedError
 
-    def assign(self, mean: Array, variance: Array) -> None:
-        """Makes these the moving statistics, and everything that must agree with them."""
+    def remembered(self) -> dict[str, Array]:
+        """Everything that is remembered of each channel, by name."""
+        mean, variance = self.statistics()
+        return {"moving_mean": mean, "moving_variance": variance}
+
+    def poisoned(self) -> Array:
+        """Of which channels something is NaN, infinite, or a negative variance or deviation."""
+        return np.any([_dead(name, value) for name, value in self.remembered().items()], axis=0)
+
+    def lost(self) -> Array:
+        """Which channels have no sound moving statistics."""
+        mean, variance = self.statistics()
+        return _dead("mean", mean) | _dead("variance", variance)
+
+    def assign(self, mean: Array, variance: Array, which: Array | None = None) -> None:
+        """Makes these the moving statistics, and everything that must agree with them.
+
+        which: a mask of channels; the others keep all that they have.
+        """
         raise NotImplementedError
 
     def place(self, mean: Any, variance: Any) -> None:
@@ -118,3 +135,8 @@ class Norm:
         count = ops.broadcast_to(count, (ops.shape(mean)[0], 1))[:1]  # the same for every channel
         mean, remainder, variance = (ops.reshape(v, flat) for v in (mean, remainder, variance))
         return Moments(mean, remainder, variance, count)
+
+
+def _dead(name: str, value: Array) -> Array:
+    negative = (value < 0) & name.endswith(("variance", "stddev"))
+    return ~np.isfinite(value) | negative

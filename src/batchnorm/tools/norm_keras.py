@@ -36,14 +36,27 @@ class KerasNorm(Norm):
         gamma, beta = self.layer.gamma, self.layer.beta
         return None if gamma is None else _flat(gamma), None if beta is None else _flat(beta)
 
-    def assign(self, mean: Array, variance: Array) -> None:
-        self._assign("moving_mean", mean)
-        self._assign("moving_variance", variance)
+    def remembered(self) -> dict[str, Array]:
+        shape = self.layer.moving_mean.shape
+        return {one.name: _flat(one) for one in self._memory() if one.shape == shape}
+
+    def assign(self, mean: Array, variance: Array, which: Array | None = None) -> None:
+        for name, value in self._agreeing(mean, variance).items():
+            variable = getattr(self.layer, name)
+            kept = value if which is None else np.where(which, value, _flat(variable))
+            variable.assign(kept.reshape(variable.shape).astype(variable.dtype))
+
+    def _agreeing(self, mean: Array, variance: Array) -> dict[str, Array]:
+        """Values of all variables that agree with these moving statistics."""
+        values = {"moving_mean": mean, "moving_variance": variance}
         if self.layer.renorm:
             deviation = np.sqrt(variance + self.epsilon)
-            self._assign("moving_stddev", deviation)
-            self._assign("renorm_mean", mean)
-            self._assign("renorm_stddev", deviation)
+            values |= {
+                "moving_stddev": deviation,
+                "renorm_mean": mean,
+                "renorm_stddev": deviation,
+            }
+        return values
 
     def place(self, mean: Any, variance: Any) -> None:
         ops = keras.ops
@@ -57,10 +70,6 @@ class KerasNorm(Norm):
         ops = keras.ops
         pair = (self.layer.moving_mean, self.layer.moving_variance)
         return tuple(ops.reshape(ops.cast(one, dtype), (1, -1)) for one in pair)
-
-    def _assign(self, name: str, value: Array) -> None:
-        variable = getattr(self.layer, name)
-        variable.assign(value.reshape(variable.shape).astype(variable.dtype))
 
     def state(self) -> list[Any]:
         return [keras.ops.copy(variable.value) for variable in self._memory()]
@@ -108,18 +117,17 @@ class OwnNorm(KerasNorm):
         self.kind = "batchnorm"
         self.unbiased = layer.unbiased_moving_variance
 
-    def assign(self, mean: Array, variance: Array) -> None:
-        super().assign(mean, variance)
-        if not self.layer.zero_debias:
-            return
-        # as after so many updates that nothing of the start is left
-        momentum = self.momentum if self.momentum is not None else 0.0
-        steps = 1 if momentum in (0, 1) else math.ceil(math.log(SETTLED) / math.log(momentum))
-        self._assign("biased_mean", mean)
-        self._assign("local_step", np.full(self.layer.local_step.shape, steps, np.float64))
+    def _agreeing(self, mean: Array, variance: Array) -> dict[str, Array]:
+        values = super()._agreeing(mean, variance)
+        if self.layer.zero_debias:
+            # as after so many updates that nothing of the start is left
+            momentum = self.momentum if self.momentum is not None else 0.0
+            steps = 1 if momentum in (0, 1) else math.ceil(math.log(SETTLED) / math.log(momentum))
+            values |= {"biased_mean": mean, "local_step": np.full(mean.shape, float(steps))}
         if self.layer.zero_debias == "both":
-            value = np.sqrt(variance + self.epsilon) if self.layer.renorm else variance
-            self._assign("biased_stddev" if self.layer.renorm else "biased_variance", value)
+            name = "stddev" if self.layer.renorm else "variance"
+            values[f"biased_{name}"] = values[f"moving_{name}"]
+        return values
 
     def updates(self) -> int | None:
         return int(_array(self.layer.num_updates))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from batchnorm.tools.norm import Array, Norm
@@ -28,9 +29,10 @@ class TorchNorm(Norm):
         weight, bias = self.layer.weight, self.layer.bias
         return None if weight is None else _flat(weight), None if bias is None else _flat(bias)
 
-    def assign(self, mean: Array, variance: Array) -> None:
+    def assign(self, mean: Array, variance: Array, which: Array | None = None) -> None:
         for buffer, value in ((self.layer.running_mean, mean), (self.layer.running_var, variance)):
-            buffer.copy_(torch.as_tensor(value).to(buffer))
+            kept = value if which is None else np.where(which, value, _flat(buffer))
+            buffer.copy_(torch.as_tensor(kept).to(buffer))
 
     def place(self, mean: Any, variance: Any) -> None:
         self.layer.running_mean.copy_(mean[0])

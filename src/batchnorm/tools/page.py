@@ -98,7 +98,7 @@ def page(report: Report) -> str:
     verdict = "no alarm" if not found else f"{found} alarm{'s' if found > 1 else ''}"
     worst = sorted(
         (profile for profile in report.profiles if len(profile.sample)),
-        key=lambda profile: -(np.inf if profile.poisoned().any() else profile.misfit()),
+        key=lambda profile: -(np.inf if profile.poisoned.any() else profile.misfit()),
     )
     return _TEMPLATE.format(
         style=_STYLE,

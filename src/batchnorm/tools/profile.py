@@ -22,6 +22,7 @@ class Profile:
         mean, variance: of all values that reached the layer in training mode; NaN in a channel
             that no finite one reached.
         within: the mean over batches of the batches' variances; NaN there too.
+        poisoned: of which channels something remembered is NaN, infinite or negative.
         not_finite: batches that were not finite.
         values: values per channel and normalization group, of each batch.
         rows: rows of each batch.
@@ -36,17 +37,13 @@ class Profile:
     within: Array
     moving_mean: Array
     moving_variance: Array
+    poisoned: Array
     not_finite: Array
     values: list[float]
     rows: list[int]
     calls: int
     drift: float
     sample: Array
-
-    def poisoned(self) -> Array:
-        """Channels whose moving statistics are NaN, infinite or negative."""
-        finite = np.isfinite(self.moving_mean) & np.isfinite(self.moving_variance)
-        return ~finite | (self.moving_variance < 0)
 
     def seen(self) -> Array:
         """Channels that the data says something of."""
@@ -73,7 +70,7 @@ class Profile:
         A mean off by half a standard deviation, or a variance off by a factor of 2, is 1; with few
         rows the limits are three standard errors.
         """
-        some = ~self.poisoned() & self.seen()
+        some = ~self.poisoned & self.seen()
         if not some.any():
             return 0.0
         rows = max(sum(self.rows), 1)
@@ -95,7 +92,7 @@ class Profile:
 
     def learned_from_batches(self) -> bool:
         """Whether the moving variance fits the variance within batches better than all of it."""
-        some = ~self.poisoned() & self.seen()
+        some = ~self.poisoned & self.seen()
         within = _rms(self.log_ratio(self.within)[some])
         return within < _rms(self.log_ratio()[some])
 
@@ -132,7 +129,7 @@ class Profile:
             return 0.0
         if updates is not None:
             return 0.0 if momentum is None else momentum ** max(updates - self.norm.skipped(), 0)
-        some = ~self.poisoned() & self.seen()
+        some = ~self.poisoned & self.seen()
         if self.norm.initial is None or not some.any():
             return 0.0
         mean, variance = self.norm.initial
@@ -176,7 +173,7 @@ class Profile:
         """Channels from the worst on: poisoned, then the farthest from the data."""
         with np.errstate(all="ignore"):
             off = self.distance() + np.abs(self.log_ratio())
-        return [int(one) for one in np.argsort(-np.where(self.poisoned(), np.inf, off))]
+        return [int(one) for one in np.argsort(-np.where(self.poisoned, np.inf, off))]
 
 
 def _share(gone: Array, way: Array) -> float | None:

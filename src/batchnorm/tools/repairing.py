@@ -17,8 +17,10 @@ class Repaired:
     """One layer that was poisoned.
 
     Attributes:
-        channels: the channels whose moving mean or variance was NaN, infinite or negative.
-        how: "re-estimated" (the whole layer), or "reset" (those channels, to mean 0, variance 1).
+        channels: those that were poisoned.
+        how: "re-estimated" (the whole layer), "reset" (those channels, to mean 0, variance 1), or
+            "derived": their moving statistics were sound, and what only training reads is set from
+            them.
     """
 
     layer: str
@@ -33,6 +35,9 @@ class Repaired:
                 f"{self.layer}: {words}; reset to mean 0 and variance 1, which are no statistics "
                 "of anything: re-estimate with data before you rely on them."
             )
+        if self.how == "derived":
+            source = "set from its moving statistics"
+            return f"{self.layer}: {words} in what only training reads; {source}."
         return f"{self.layer}: {words}; re-estimated from the data."
 
 
@@ -65,11 +70,12 @@ class Repair:
 def repair(
     model: Any, data: Any = None, steps: int | None = None, *, batch_size: int = 32
 ) -> Repair:
-    """Replaces moving statistics that are NaN, infinite or negative; leaves sound layers alone.
+    """Replaces statistics that are NaN, infinite or negative; leaves sound layers alone.
 
-    With data, each poisoned layer is re-estimated as a whole (`reestimate(method="exact")`).
-    Without, its poisoned channels are reset to mean 0 and variance 1, and the result says so: such
-    a model runs, but those channels are not normalized by anything that was measured.
+    These are the moving statistics, and what renorm and `zero_debias` remember beside them. With
+    data, each poisoned layer is re-estimated as a whole (`reestimate(method="exact")`). Without,
+    channels without sound moving statistics are reset to mean 0 and variance 1, and the result says
+    so: such a model runs, but those channels are not normalized by anything that was measured.
 
     Args:
         model: a built Keras model on any backend, or a PyTorch module.
@@ -79,40 +85,30 @@ def repair(
         TypeError, ValueError: an argument is not what it must be. The model is as it was then.
     """
     norms = find(model, "repair")
-    sick = [norm for norm in norms if len(poisoned(norm))]
-    channels = {norm.name: tuple(int(one) for one in poisoned(norm)) for norm in sick}
+    sick = [norm for norm in norms if norm.poisoned().any()]
+    masks = [(norm.poisoned(), norm.lost()) for norm in sick]
     estimation = None
     with kept_if_raised(sick):
-        for norm in sick:
-            _reset(norm)
+        for norm, (poisoned, lost) in zip(sick, masks, strict=True):
+            mean, variance = norm.statistics()
+            norm.assign(np.where(lost, 0.0, mean), np.where(lost, 1.0, variance), poisoned)
         if data is not None and sick:
             estimation = estimate(model, sick, data, steps, batch_size, "repair")
     found = {} if estimation is None else {one.name: one for one in estimation.layers}
     layers, still = [], []
-    for norm in sick:
+    for norm, (poisoned, lost) in zip(sick, masks, strict=True):
         row = found.get(norm.name)
         # a channel that saw no finite value keeps the reset
         whole = row is not None and row.kept == 0
-        layers.append(
-            Repaired(norm.name, channels[norm.name], "re-estimated" if whole else "reset")
-        )
+        rest = {"reset": lost, "derived": poisoned & ~lost}
+        for how, part in ({"re-estimated": poisoned} if whole else rest).items():
+            if part.any():
+                channels = tuple(int(one) for one in np.flatnonzero(part))
+                layers.append(Repaired(norm.name, channels, how))
         if data is not None and not whole:
             still.append(norm.name)
     broken = [norm.name for norm in norms if _broken_parameters(norm)]
     return Repair(tuple(layers), tuple(still), tuple(broken), estimation)
-
-
-def poisoned(norm: Norm) -> np.ndarray:
-    """Indices of the channels whose moving statistics are NaN, infinite or negative."""
-    mean, variance = norm.statistics()
-    return np.flatnonzero(~np.isfinite(mean) | ~np.isfinite(variance) | ~(variance >= 0))
-
-
-def _reset(norm: Norm) -> None:
-    mean, variance = norm.statistics()
-    which = poisoned(norm)
-    mean[which], variance[which] = 0.0, 1.0
-    norm.assign(mean, variance)
 
 
 def _broken_parameters(norm: Norm) -> bool:

@@ -80,7 +80,7 @@ def row_of(profile: Profile) -> Row:
         misfit=profile.misfit(),
         between=profile.between(),
         drift=profile.drift,
-        poisoned=int(profile.poisoned().sum()),
+        poisoned=int(profile.poisoned.sum()),
         collapsed=int(profile.collapsed().sum()),
         dead=int(profile.dead().sum()),
         saturated=int(profile.saturated().sum()),
