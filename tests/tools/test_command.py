@@ -97,6 +97,28 @@ def test_code_in_a_file_is_loaded_only_if_asked(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def load():\n    return [].rows", "must name a function that returns data"),
+        ("def load():\n    import no_such_module", "must name a function that returns data"),
+        ("[].rows", "must name a function that can be imported"),
+    ],
+)
+def test_an_error_of_the_users_code_is_shown_with_its_place(files, monkeypatch, code, said):
+    """An AttributeError in the function was called a failure to import it."""
+    (files / "users_code.py").write_text(code)
+    monkeypatch.chdir(files)
+    monkeypatch.delitem(sys.modules, "users_code", raising=False)
+    result = run("inspect", files / "sick.keras", "--data", "users_code:load")
+    assert result.exit_code == 2
+    assert result.output.startswith(f"batchnorm: --data {said}; got 'users_code:load'")
+    assert f'users_code.py", line {code.count(chr(10)) + 1}' in result.output
+    assert "in load_data" not in result.output
+    last = result.output.splitlines()[-1]
+    assert last.startswith(("AttributeError: 'list' object", "ModuleNotFoundError: No module"))
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         (
@@ -107,6 +129,11 @@ def test_code_in_a_file_is_loaded_only_if_asked(tmp_path):
             "no_such_module:load",
             "batchnorm: --data must name a function that can be imported; got "
             "'no_such_module:load'. No module named 'no_such_module'\n",
+        ),
+        (
+            "json:load_all",
+            "batchnorm: --data must name a function that can be imported; got 'json:load_all'. The "
+            "module has no such function.\n",
         ),
         (
             "none.npy",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def load_data(text: str) -> Any:
     Pickled objects are never loaded. A module is looked for in the working directory too.
 
     Raises:
-        ValueError: it is none of these, or cannot be read.
+        ValueError: it is none of these, or cannot be read, or the function raised something.
     """
     path = Path(text)
     if path.suffix in (".npy", ".npz"):
@@ -73,20 +74,46 @@ def load_data(text: str) -> Any:
         if "x" in arrays:
             return arrays["x"]
         return next(iter(arrays.values())) if len(arrays) == 1 else arrays
-    module, _, function = text.partition(":")
-    if not module or not function:
+    module, _, name = text.partition(":")
+    if not module or not name:
         raise ValueError(
             f"batchnorm: --data must be a .npy or .npz file, or module:function; got '{text}'."
         )
     sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"batchnorm: --data must name a function that can be imported; got '{text}'. {error}"
-        ) from error
+        return _data_of(_function(module, name), text)
     finally:
         sys.path.remove("")
+
+
+def _function(module: str, name: str) -> Callable[[], Any]:
+    wrong = f"batchnorm: --data must name a function that can be imported; got '{module}:{name}'."
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"{wrong} {error}") from error
+    except Exception as error:  # the user's code
+        raise ValueError(f"{wrong}\n{_where(error)}") from error
+    if not callable(function):
+        raise ValueError(f"{wrong} The module has no such function.")
+    return function
+
+
+def _data_of(function: Callable[[], Any], text: str) -> Any:
+    try:
+        return function()
+    except Exception as error:  # the user's code
+        raise ValueError(
+            f"batchnorm: --data must name a function that returns data; got '{text}', which "
+            f"raised:\n{_where(error)}"
+        ) from error
+
+
+def _where(error: Exception) -> str:
+    """The user's traceback, without the line of ours that led to it."""
+    trace = error.__traceback__
+    theirs = error.with_traceback(trace and trace.tb_next)
+    return "".join(traceback.format_exception(theirs)).rstrip()
 
 
 def run(work: Callable[[Console], int]) -> int:
