@@ -15,11 +15,11 @@ class Batches:
     """Inputs, batch by batch, as often as they are asked for.
 
     An array (or a dictionary of them: a model with named inputs; or a tuple `(x, labels, ...)`, as
-    `fit` takes them) is cut into batches of `batch_size`. Anything else that can be iterated is
-    taken as batches that were cut before: a list of arrays, a `tf.data.Dataset`, a `DataLoader`, a
-    `PyDataset`. A batch is an array, a list or dictionary of arrays, or a tuple `(x, labels, ...)`
-    of which only x is used; for PyTorch modules, and from a `DataLoader`, a list is such a tuple.
-    Empty batches are passed over.
+    `fit` takes them, where x may be a list of inputs) is cut into batches of `batch_size`. Anything
+    else that can be iterated is taken as batches that were cut before: a list of arrays, a
+    `tf.data.Dataset`, a `DataLoader`, a `PyDataset`. A batch is an array, a list or dictionary of
+    arrays, or a tuple `(x, labels, ...)` of which only x is used; for PyTorch modules, and from a
+    `DataLoader`, a list is such a tuple. Empty batches are passed over.
 
     Attributes:
         total: how many batches there are; None where only reading tells.
@@ -38,7 +38,7 @@ class Batches:
                 raise ValueError(f"{owner}: {name} must be a positive integer; got {value!r}.")
         self._model, self._data, self._size, self._steps = model, data, batch_size, steps
         self._owner = owner
-        self._whole = _is_whole(data)
+        self._whole = _is_whole(model, data, owner)
         if not self._whole and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
             raise TypeError(
                 f"{owner}: data must be an array, a tuple (x, labels) or batches of them; got "
@@ -46,6 +46,12 @@ class Batches:
             )
         if self._whole:
             self._check(_inputs(data))
+            counts = [int(one.shape[0]) for one in _leaves(data) if _has_rows(one)]
+            if len(set(counts)) > 1:
+                raise ValueError(
+                    f"{owner}: data in a tuple (x, labels) must have as many rows in each part; "
+                    f"got {', '.join(map(str, counts))}. Pass batches in a list."
+                )
         self.total = self._count()
 
     def __iter__(self) -> Iterator[Any]:
@@ -61,7 +67,7 @@ class Batches:
     def _check(self, x: Any) -> None:
         leaves = _leaves(x)
         wrong = [type(leaf).__name__ for leaf in leaves if not _is_array(leaf)]
-        wrong += ["a scalar" for leaf in leaves if _is_array(leaf) and not len(leaf.shape)]
+        wrong += ["a scalar" for leaf in leaves if _is_array(leaf) and not _has_rows(leaf)]
         if wrong or not leaves:
             raise TypeError(
                 f"{self._owner}: data must be an array, a tuple (x, labels) or batches of them; "
@@ -116,15 +122,30 @@ def rows(x: Any) -> int:
     return int(_leaves(x)[0].shape[0])
 
 
-def _is_whole(data: Any) -> bool:
-    first = data[0] if isinstance(data, tuple) and data else data
-    return _is_array(first) or (
-        isinstance(first, Mapping) and all(_is_array(one) for one in first.values())
-    )
+def _is_whole(model: Any, data: Any, owner: str) -> bool:
+    """Whether data is to be cut into batches, and not batches already."""
+    first, *rest = data if isinstance(data, tuple) and data else (data,)
+    if _is_array(first):
+        return True
+    if isinstance(first, Mapping):
+        return all(_is_array(one) for one in first.values())
+    if data is first or not isinstance(first, (list, tuple)) or not all(map(_is_array, first)):
+        return False
+    labelled = any(_is_array(one) for one in rest)  # else a tuple of batches (x, labels)
+    if labelled and not is_keras(model):
+        raise TypeError(
+            f"{owner}: data must be an array, a tuple (x, labels) or batches of them; got a tuple "
+            "with several inputs, which only a Keras model takes."
+        )
+    return labelled or (is_keras(model) and isinstance(first, list))
 
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _has_rows(value: Any) -> bool:
+    return _is_array(value) and len(value.shape) > 0
 
 
 def _is_loader(data: Any) -> bool:
