@@ -118,3 +118,53 @@ jax.tree.map(lambda a, b: close(a[1], b), mapped(*operands), whole)
 """,
         **DEVICES,
     )
+
+
+def test_explicit_axes_of_a_mesh(python: Callable[..., str]) -> None:
+    """JAX's own words for it were about a reshape; derivatives of rank 2 failed in the kernels."""
+    python(
+        COMMON
+        + """
+from jax.sharding import AxisType, auto_axes
+explicit = jax.make_mesh((4, 2), ("batch", "model"), axis_types=(AxisType.Explicit,) * 2)
+
+def compare(shape, axis, spec, hidden, **options):
+    x, dy, parameters, state, step = setup(shape, axis, training=True, **options)
+    want = jax.jit(step)(x, parameters, state, dy, {})
+    def run(x, dy):
+        out = ((P(), (spec, P())), (spec, P()))
+        there = auto_axes(step, out_sharding=out) if hidden else step
+        return there(x, parameters, state, dy, {})
+    with jax.set_mesh(explicit):
+        sharding = NamedSharding(explicit, spec)
+        arguments = jax.device_put(x, sharding), jax.device_put(dy, sharding)
+        compiled = jax.jit(run).lower(*arguments).compile()
+        text = compiled.as_text()
+        got = compiled(*arguments)
+    assert ("batchnorm_" in text) is hidden
+    for word in ("all-gather", "all-to-all", "collective-permute"):
+        assert word not in text, (word, shape, spec, options)
+    assert got[1][0].sharding.is_equivalent_to(sharding, len(shape))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-5), got, want)
+
+compare((64, 6, 5, 12), -1, P("batch"), True)
+compare((64, 12, 6, 5), 1, P("batch"), True, virtual_batch_size=8)
+compare((64, 6, 5, 12), -1, P(("batch", "model")), True, renorm=True)
+compare((64, 12), -1, P("batch"), False)
+
+x, dy, parameters, state, step = setup((64, 6, 12), -1, training=True)
+x = jax.device_put(x, NamedSharding(explicit, P("batch")))
+hint = "jax.sharding.auto_axes"
+for fused, words in ((None, "JAX cannot reshape float32[64@batch,6,12] to (1, 1, 384, 12, 1)"),
+                     (True, "fused must be None or False here; got True. The kernels know no")):
+    for call in (batchnorm.batch_norm, jax.jit(batchnorm.batch_norm, static_argnames="fused")):
+        try:
+            call(x, parameters, state, fused=fused)
+        except ValueError as error:
+            assert words in str(error) and hint in str(error), error
+        else:
+            raise AssertionError("nothing was refused")
+assert batchnorm.why_not(jax.device_put(np.asarray(x), NamedSharding(flat, P("batch")))) is None
+""",
+        **DEVICES,
+    )

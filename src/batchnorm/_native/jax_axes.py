@@ -1,4 +1,4 @@
-"""Over which axes of `shard_map` arrays of JAX vary, and how they come to vary over more."""
+"""What the types of JAX arrays tell of meshes: axes of `shard_map`, and explicit axes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ def varying(x: Any) -> frozenset[str]:
     kind = jax.typeof(x)
     kind = getattr(kind, "manual_axis_type", kind)  # since JAX 0.10
     return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+
+
+def explicit(x: Any) -> bool:
+    """Whether explicit axes of a mesh (`AxisType.Explicit`) shard x: they are in its type."""
+    return any(part is not None for part in jax.typeof(x).sharding.spec)
 
 
 def vary(x: Any, axes: frozenset[str]) -> Any:

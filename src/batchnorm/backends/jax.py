@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from batchnorm import _native
 from batchnorm._moments import Moments
-from batchnorm._native.jax_axes import varying_alike
+from batchnorm._native.jax_axes import explicit, varying_alike
 from batchnorm.backends import composite, jax_replicas
 from batchnorm.backends.callers import callers
 from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
@@ -35,7 +35,6 @@ equal = jnp.equal
 all = jnp.all
 ones_like = jnp.ones_like
 zeros_like = jnp.zeros_like
-reshape = jnp.reshape
 transpose = jnp.transpose
 broadcast_to = jnp.broadcast_to
 concatenate = jnp.concatenate
@@ -67,6 +66,18 @@ def shape(x: Any) -> tuple[Any, ...]:
 
 
 runtime_shape = shape
+
+
+def reshape(x: jax.Array, shape: Any) -> jax.Array:
+    try:
+        return jnp.reshape(x, shape)
+    except Exception as error:  # JAX (0.10.2) has no public name for it
+        if not explicit(x):
+            raise
+        raise ValueError(
+            f"batch_norm: JAX cannot reshape {jax.typeof(x)} to {tuple(shape)} over the explicit "
+            "axes of a mesh. Call batch_norm in jax.sharding.auto_axes."
+        ) from error
 
 
 def full(shape: Sequence[Any], value: Any, dtype: str, like: jax.Array) -> jax.Array:
@@ -127,6 +138,8 @@ def why_not(x: jax.Array) -> str | None:
         return f"The native kernels run on the CPU; JAX runs on {jax.default_backend()}."
     if any(not isinstance(size, int) for size in x.shape):
         return "A size is symbolic, as in an export, which cannot hold native kernels."
+    if explicit(x):
+        return "The kernels know no explicit axes of a mesh; jax.sharding.auto_axes hides them."
     if isinstance(x, jax.core.Tracer) and any(callers("_export.py")):
         return "An export (jax.export) cannot hold native kernels."
     return UNAVAILABLE
