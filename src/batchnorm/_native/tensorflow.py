@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from batchnorm._native.library import KernelsUnavailable, load, path_of
+from batchnorm._native.tensorflow_constants import constant
 
 load()  # its symbols are what the ops call
 try:
@@ -28,16 +29,18 @@ def _statistics_type(x: tf.Tensor) -> tf.DType:
 
 
 def _given(x: tf.Tensor, value: tf.Tensor | None) -> tf.Tensor:
-    return tf.zeros((0,), _statistics_type(x)) if value is None else value
+    return constant(tf.zeros, (0,), _statistics_type(x)) if value is None else value
 
 
 def _weights(x: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
     if weights is None:
-        return tf.zeros((0, 0, 0, 0), _statistics_type(x))
+        return constant(tf.zeros, (0, 0, 0, 0), _statistics_type(x))
     return tf.cast(tf.squeeze(weights, 3), _statistics_type(x))
 
 
 def _epsilon(epsilon: Any) -> tf.Tensor:
+    if isinstance(epsilon, float):
+        return constant(tf.constant, epsilon, tf.float64)
     return tf.convert_to_tensor(epsilon, tf.float64)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from batchnorm._moments import Moments
+from batchnorm._native.tensorflow_constants import constant
 from batchnorm.backends import composite, tensorflow_operators, tensorflow_replicas
 from batchnorm.backends.callers import callers
 from batchnorm.backends.fused import ACTIVATIONS, vectors
@@ -44,19 +47,29 @@ def is_tensor(value: Any) -> bool:
 
 
 def asarray(value: Any, like: tf.Tensor) -> tf.Tensor:
-    return tf.convert_to_tensor(value)
+    array = isinstance(value, (np.ndarray, np.generic))  # a constant asks around less
+    return tf.constant(value) if array else tf.convert_to_tensor(value)
 
 
 def dtype(x: Any) -> str:
-    return tf.as_dtype(x.dtype).base_dtype.name
+    return _name(x.dtype)
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return tf.as_dtype(dtype).base_dtype.name
 
 
 def cast(x: Any, dtype: str) -> tf.Tensor:
-    return x if isinstance(x, tf.Tensor) and x.dtype == dtype else tf.cast(x, dtype)
+    return x if isinstance(x, tf.Tensor) and _name(x.dtype) == dtype else tf.cast(x, dtype)
 
 
 def reshape(x: Any, shape: Sequence[Any]) -> tf.Tensor:
-    return x if _has_shape(x, shape) else tf.reshape(x, shape)
+    if _has_shape(x, shape):
+        return x
+    if tf.executing_eagerly() and _known(shape):
+        return tf.raw_ops.Reshape(tensor=x, shape=constant(tf.constant, tuple(shape), tf.int64))
+    return tf.reshape(x, shape)
 
 
 def broadcast_to(x: Any, shape: Sequence[Any]) -> tf.Tensor:
@@ -64,9 +77,14 @@ def broadcast_to(x: Any, shape: Sequence[Any]) -> tf.Tensor:
 
 
 def _has_shape(x: Any, shape: Sequence[Any]) -> bool:
-    """Whether x is a tensor of this shape for sure: an eager operation takes 15 microseconds."""
-    known = isinstance(x, tf.Tensor) and x.shape.is_fully_defined()
-    return known and not builtins.any(map(is_tensor, shape)) and x.shape.as_list() == list(shape)
+    """Whether x is a tensor of this shape for sure: an eager operation takes 7 microseconds."""
+    if not isinstance(x, tf.Tensor) or x.shape.rank is None:
+        return False
+    return _known(shape) and x.shape.as_list() == list(shape)
+
+
+def _known(shape: Sequence[Any]) -> bool:
+    return set(map(type, shape)) <= {int}
 
 
 def shape(x: Any) -> tuple[Any, ...]:
@@ -128,7 +146,7 @@ def on_host(tensors: Sequence[Any]) -> list[Any] | None:
         return None
     if not builtins.all(dtype(one) in HELD for one in tensors):
         return None
-    return [tf.convert_to_tensor(one).numpy() for one in tensors]
+    return [np.asarray(one) for one in tensors]
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
