@@ -30,6 +30,8 @@ struct Extra {
   double epsilon = 0;
   int64_t activation = BN_NONE;
   bool frozen = false;
+  double momentum = 0;
+  bool unbiased = false, propagate = false;
 };
 
 typedef std::string (*Function)(const Array* in, const Array* out, const Extra& extra);
@@ -161,6 +163,27 @@ inline std::string backward_input(const Array* in, const Array* out, const Extra
   return c.run(bn_backward_input(c.x.type, c.x.dims, c.x.data, dy, w, c.wdims, count, mean, remainder, variance,
                                  extra.epsilon, scale, offset, (int)extra.activation, live, extra.frozen, sum_dy, sum_dy_xh,
                                  dx));
+}
+
+// mean, remainder, variance, count, moving_mean, moving_variance, skipped -> moving_mean, moving_variance, skipped.
+// skipped is int32, on both sides or absent on both; the moments are [G, C], the others hold as many elements.
+inline std::string remember(const Array* in, const Array* out, const Extra& extra) {
+  const char* const names[] = {"mean", "remainder", "variance", "count", "moving_mean", "moving_variance", "skipped_updates"};
+  const std::string prefix = "batchnorm kernels: ";
+  if (in[0].rank != 2) return prefix + "mean must have two dimensions";
+  const int64_t groups = in[0].dims[0], columns = in[0].dims[1], n = groups * columns;
+  if (in[0].type != BN_FLOAT32 && in[0].type != BN_FLOAT64) return prefix + "mean must be float32 or float64";
+  for (int i = 1; i < 6; ++i) {
+    if (in[i].type != in[0].type) return prefix + names[i] + " must have the type of the statistics";
+    if (in[i].elements() != (i == 3 ? groups : n)) return prefix + names[i] + " must have one element per channel";
+  }
+  const bool counted = in[6].data && in[6].elements() != 0;
+  if (counted && in[6].elements() != n) return prefix + names[6] + " must have one element per channel";
+  const int code = bn_remember(in[0].type, groups, columns, in[0].data, in[1].data, in[2].data, in[3].data, extra.momentum,
+                               extra.unbiased, extra.propagate, in[4].data, in[5].data,
+                               counted ? (const int32_t*)in[6].data : nullptr, out[0].data, out[1].data,
+                               counted ? (int32_t*)out[2].data : nullptr);
+  return code == BN_OK ? "" : bn_error(code);
 }
 
 }  // namespace batchnorm

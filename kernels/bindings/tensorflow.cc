@@ -3,6 +3,7 @@
 // The few functions of that API are declared here, so that building needs no TensorFlow; they resolve when
 // tf.load_op_library loads this object into a process that has it. Operands and outputs are those of bindings/checked.h.
 #include <cstring>
+#include <initializer_list>
 
 #include "checked.h"
 
@@ -59,7 +60,7 @@ namespace {
 using batchnorm::Array;
 using batchnorm::Extra;
 
-constexpr int kFloat = 1, kDouble = 2, kBfloat16 = 14, kHalf = 19, kInvalidArgument = 3;
+constexpr int kFloat = 1, kDouble = 2, kInt32 = 3, kBfloat16 = 14, kHalf = 19, kInvalidArgument = 3;
 constexpr int kMost = 13, kMostDims = 8;  // operands of one op, and dimensions of one
 
 int type_code(int tensorflow_type) {
@@ -81,7 +82,6 @@ class Run {
       if (!ok()) return;
       in[count_] = describe(tensors_[count_], dims_[count_]);
     }
-    if (in[0].rank != 5) fail("batchnorm kernels: x must have five dimensions");
   }
   ~Run() {
     for (int i = 0; i < count_; ++i) TF_DeleteTensor(tensors_[i]);
@@ -96,18 +96,18 @@ class Run {
     if (ok() && !message.empty()) TF_SetStatus(status_, kInvalidArgument, message.c_str());
   }
 
-  // epsilon is an operand, the last: an attribute would round it to float32.
-  double epsilon() {
+  // epsilon and momentum are operands, the last: an attribute would round them to float32.
+  double last(const char* name) {
     const TF_Tensor* t = tensors_[count_ - 1];
     double value = 0;
     if (TF_TensorType(t) != kDouble || in[count_ - 1].elements() != 1)
-      fail("batchnorm kernels: epsilon must be a float64 scalar");
+      fail(std::string("batchnorm kernels: ") + name + " must be a float64 scalar");
     else
       std::memcpy(&value, TF_TensorData(t), sizeof value);
     return value;
   }
 
-  void add_big() { add(in[0].dims, 5, TF_TensorType(tensors_[0])); }
+  void add_like(int input) { add(in[input].dims, in[input].rank, TF_TensorType(tensors_[input])); }
   void add_vector(bool per_group) {
     const int64_t shape[2] = {in[0].dims[1], per_group ? 1 : in[0].dims[3]};
     add(shape, 2, in[0].type == BN_FLOAT64 ? kDouble : kFloat);
@@ -128,7 +128,7 @@ class Run {
   }
   void add(const int64_t* shape, int rank, int type) {
     if (!ok()) return;
-    int64_t bytes = type == kDouble ? 8 : type == kFloat ? 4 : 2;
+    int64_t bytes = type == kDouble ? 8 : type == kFloat || type == kInt32 ? 4 : 2;
     for (int i = 0; i < rank; ++i) bytes *= shape[i];
     TF_Tensor* t = TF_AllocateOutput(context_, made_, type, shape, rank, (size_t)bytes, status_);
     if (!ok()) return;
@@ -149,10 +149,31 @@ template <int inputs, int big, int vectors, int counts, batchnorm::Function func
 void compute(void* extra, TF_OpKernelContext* context) {
   Run run(context, inputs);
   Extra how = *(Extra*)extra;
-  if (epsilon && run.ok()) how.epsilon = run.epsilon();
-  for (int i = 0; i < big; ++i) run.add_big();
+  if (run.in[0].rank != 5) run.fail("batchnorm kernels: x must have five dimensions");
+  if (epsilon && run.ok()) how.epsilon = run.last("epsilon");
+  for (int i = 0; i < big; ++i) run.add_like(0);
   for (int i = 0; i < vectors + counts && run.ok(); ++i) run.add_vector(i >= vectors);
   if (run.ok()) run.fail(function(run.in, run.out, how));
+}
+
+// The state's tensors are operands 4 to 7, and outputs of the same shapes and types.
+void compute_remember(void* extra, TF_OpKernelContext* context) {
+  Run run(context, 9);
+  Extra how = *(Extra*)extra;
+  if (run.ok()) how.momentum = run.last("momentum");
+  for (int i = 4; i < 8; ++i) run.add_like(i);
+  if (run.ok()) run.fail(batchnorm::remember(run.in, run.out, how));
+  const int32_t* updates = (const int32_t*)run.in[7].data;
+  for (int64_t i = 0; run.ok() && i < run.in[7].elements(); ++i) ((int32_t*)run.out[3].data)[i] = updates[i] + 1;
+}
+
+void shapes_remember(TF_ShapeInferenceContext* context, TF_Status* status) {
+  TF_ShapeHandle* shape = TF_NewShapeHandle();
+  for (int i = 0; i < 4 && TF_GetCode(status) == 0; ++i) {
+    TF_ShapeInferenceContextGetInput(context, 4 + i, shape, status);
+    if (TF_GetCode(status) == 0) TF_ShapeInferenceContextSetOutput(context, i, shape, status);
+  }
+  TF_DeleteShapeHandle(shape);
 }
 
 // Outputs of x's shape first, then vectors [G, C], then, where there is one, count [G, 1].
@@ -178,14 +199,29 @@ void shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
   for (TF_ShapeHandle* handle : {x, g, c, gc}) TF_DeleteShapeHandle(handle);
 }
 
-template <bool activation, bool frozen>
+struct Attribute {  // of an op, and where its value goes
+  const char* name;
+  int64_t Extra::*number;
+  bool Extra::*flag;
+  const char* type() const { return number ? ": int" : ": bool"; }
+};
+const Attribute kActivation = {"activation", &Extra::activation, nullptr}, kFrozen = {"frozen", nullptr, &Extra::frozen};
+const Attribute kUnbiased = {"unbiased", nullptr, &Extra::unbiased}, kPropagate = {"propagate", nullptr, &Extra::propagate};
+
+template <const Attribute*... attributes>
 void* create(TF_OpKernelConstruction* construction) {
   Extra* extra = new Extra;
   TF_Status* status = TF_NewStatus();
-  unsigned char value = 0;
-  if (activation) TF_OpKernelConstruction_GetAttrInt64(construction, "activation", &extra->activation, status);
-  if (frozen && TF_GetCode(status) == 0) TF_OpKernelConstruction_GetAttrBool(construction, "frozen", &value, status);
-  extra->frozen = value != 0;
+  for (const Attribute* one : std::initializer_list<const Attribute*>{attributes...}) {
+    if (TF_GetCode(status) != 0) break;
+    unsigned char value = 0;
+    if (one->number) {
+      TF_OpKernelConstruction_GetAttrInt64(construction, one->name, &(extra->*one->number), status);
+    } else {
+      TF_OpKernelConstruction_GetAttrBool(construction, one->name, &value, status);
+      extra->*one->flag = value != 0;
+    }
+  }
   if (TF_GetCode(status) != 0) TF_OpKernelConstruction_Failure(construction, status);
   TF_DeleteStatus(status);
   return extra;
@@ -195,39 +231,47 @@ void destroy(void* extra) { delete (Extra*)extra; }
 
 struct Definition {
   const char* name;
+  const int* types;               // of T, up to a 0
   const char* inputs[kMost + 1];  // names; x and dy have type T, the others U
   const char* outputs[6];
-  bool activation, frozen;
+  const Attribute* attributes[3];
   void (*shape)(TF_ShapeInferenceContext*, TF_Status*);
   void* (*create)(TF_OpKernelConstruction*);
   void (*compute)(void*, TF_OpKernelContext*);
 };
 
+const int kElements[] = {kHalf, kBfloat16, kFloat, kDouble, 0}, kStatistics[] = {kFloat, kDouble, 0};
+
 const Definition kDefinitions[] = {
-    {"BatchnormMoments", {"x: T", "weights: U"}, {"mean: U", "remainder: U", "variance: U", "count: U"}, false, false,
-     shapes<0, 3, 1>, create<false, false>, compute<2, 0, 3, 1, batchnorm::moments, false>},
-    {"BatchnormStandardize",
+    {"BatchnormMoments", kElements, {"x: T", "weights: U"}, {"mean: U", "remainder: U", "variance: U", "count: U"}, {},
+     shapes<0, 3, 1>, create<>, compute<2, 0, 3, 1, batchnorm::moments, false>},
+    {"BatchnormStandardize", kElements,
      {"x: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "epsilon: double"},
-     {"y: T"}, true, true, shapes<1, 0, 0>, create<true, true>,
+     {"y: T"}, {&kActivation, &kFrozen}, shapes<1, 0, 0>, create<&kActivation, &kFrozen>,
      compute<10, 1, 0, 0, batchnorm::standardize>},
-    {"BatchnormForward", {"x: T", "weights: U", "scale: U", "offset: U", "epsilon: double"},
-     {"y: T", "mean: U", "remainder: U", "variance: U", "count: U"}, true, false, shapes<1, 3, 1>, create<true, false>,
+    {"BatchnormForward", kElements, {"x: T", "weights: U", "scale: U", "offset: U", "epsilon: double"},
+     {"y: T", "mean: U", "remainder: U", "variance: U", "count: U"}, {&kActivation}, shapes<1, 3, 1>, create<&kActivation>,
      compute<5, 1, 3, 1, batchnorm::forward>},
-    {"BatchnormBackward",
+    {"BatchnormBackward", kElements,
      {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "epsilon: double"},
-     {"dx: T", "sum_dy: U", "sum_dy_xh: U"}, true, true, shapes<1, 2, 0>, create<true, true>,
+     {"dx: T", "sum_dy: U", "sum_dy_xh: U"}, {&kActivation, &kFrozen}, shapes<1, 2, 0>, create<&kActivation, &kFrozen>,
      compute<11, 1, 2, 0, batchnorm::backward>},
-    {"BatchnormBackwardSums",
+    {"BatchnormBackwardSums", kElements,
      {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "scale: U", "offset: U", "epsilon: double"},
-     {"sum_dy: U", "sum_dy_xh: U"}, true, false, shapes<0, 2, 0>, create<true, false>,
+     {"sum_dy: U", "sum_dy_xh: U"}, {&kActivation}, shapes<0, 2, 0>, create<&kActivation>,
      compute<9, 0, 2, 0, batchnorm::backward_sums>},
-    {"BatchnormBackwardInput",
+    {"BatchnormBackwardInput", kElements,
      {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "sum_dy: U", "sum_dy_xh: U", "epsilon: double"},
-     {"dx: T"}, true, false, shapes<1, 0, 0>, create<true, false>,
+     {"dx: T"}, {&kActivation}, shapes<1, 0, 0>, create<&kActivation>,
      compute<13, 1, 0, 0, batchnorm::backward_input>},
+    {"BatchnormRemember", kStatistics,
+     {"mean: T", "remainder: T", "variance: T", "count: T", "moving_mean: T", "moving_variance: T", "skipped_updates: int32",
+      "num_updates: int32", "momentum: double"},
+     {"new_moving_mean: T", "new_moving_variance: T", "new_skipped_updates: int32", "new_num_updates: int32"},
+     {&kUnbiased, &kPropagate}, shapes_remember, create<&kUnbiased, &kPropagate>, compute_remember},
 };
 
 struct Register {
@@ -235,17 +279,21 @@ struct Register {
     TF_Status* status = TF_NewStatus();
     for (const Definition& op : kDefinitions) {
       TF_OpDefinitionBuilder* builder = TF_NewOpDefinitionBuilder(op.name);
-      TF_OpDefinitionBuilderAddAttr(builder, "T: {half, bfloat16, float, double}");
-      TF_OpDefinitionBuilderAddAttr(builder, "U: {float, double}");
-      if (op.activation) TF_OpDefinitionBuilderAddAttr(builder, "activation: int");
-      if (op.frozen) TF_OpDefinitionBuilderAddAttr(builder, "frozen: bool");
+      if (op.types == kElements) {
+        TF_OpDefinitionBuilderAddAttr(builder, "T: {half, bfloat16, float, double}");
+        TF_OpDefinitionBuilderAddAttr(builder, "U: {float, double}");
+      } else {
+        TF_OpDefinitionBuilderAddAttr(builder, "T: {float, double}");
+      }
+      for (const Attribute* const* one = op.attributes; *one; ++one)
+        TF_OpDefinitionBuilderAddAttr(builder, (std::string((*one)->name) + (*one)->type()).c_str());
       for (const char* const* spec = op.inputs; *spec; ++spec) TF_OpDefinitionBuilderAddInput(builder, *spec);
       for (const char* const* spec = op.outputs; *spec; ++spec) TF_OpDefinitionBuilderAddOutput(builder, *spec);
       TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, op.shape);
       TF_RegisterOpDefinition(builder, status);
-      for (int type : {kHalf, kBfloat16, kFloat, kDouble}) {
+      for (const int* type = op.types; *type; ++type) {
         TF_KernelBuilder* kernel = TF_NewKernelBuilder(op.name, "CPU", op.create, op.compute, destroy);
-        TF_KernelBuilder_TypeConstraint(kernel, "T", type, status);
+        TF_KernelBuilder_TypeConstraint(kernel, "T", *type, status);
         TF_RegisterKernelBuilder(op.name, kernel, status);
       }
     }

@@ -71,6 +71,15 @@ BN_API int bn_backward(int dtype, const int64_t dims[5], const void* x, const vo
                        const void* variance, double epsilon, const void* scale, const void* offset, int activation,
                        const void* live, int frozen, void* sum_dy, void* sum_dy_xh, void* dx);
 
+/* The moving averages after a batch whose moments, S[groups * columns] and count S[groups], bn_moments measured:
+ *     new = momentum * old + (1 - momentum) * measured, with variance * count / (count - 1) where `unbiased` and count > 1.
+ * A channel with count 0, or, unless `propagate`, with a mean or variance that is not finite or a variance below 0, keeps
+ * its values bit for bit, and its `skipped` grows by 1. remainder may be NULL, and both of old_skipped and new_skipped. */
+BN_API int bn_remember(int dtype, int64_t groups, int64_t columns, const void* mean, const void* remainder,
+                       const void* variance, const void* count, double momentum, int unbiased, int propagate,
+                       const void* old_mean, const void* old_variance, const int32_t* old_skipped, void* new_mean,
+                       void* new_variance, int32_t* new_skipped);
+
 /* One sentence for a code; never NULL. */
 BN_API const char* bn_error(int code);
 

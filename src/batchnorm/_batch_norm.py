@@ -279,16 +279,21 @@ def _next_state(
     """What `remember` says, in the shapes and types of the state."""
     grouped = old.view.groups is not None
     if fused and update is True and options.momenta_are_numbers:
+        if options.plain and not grouped:
+            how = (options.unbiased_moving_variance, options.on_nonfinite == "propagate")
+            new = ops.remembered(old.state, measured, options.momentum, *how)
+            if new is not None:
+                return dict(new)
         arrays = ops.on_host([*old.state.values(), *measured])
         if arrays is not None:
             from batchnorm.backends import host  # NumPy, which a framework has brought
 
             count = len(old)
             there = Rows(host, old.view, dict(zip(old, arrays[:count], strict=True)), old.dtype)
-            new = host.quietly(
+            rows = host.quietly(
                 remember, host, options, there, Moments(*arrays[count:]), True, grouped
             )
-            return {name: ops.asarray(one, measured.mean) for name, one in there.undo(new)}
+            return {name: ops.asarray(one, measured.mean) for name, one in there.undo(rows)}
     constant = _constant(ops, measured)
     return dict(old.undo(remember(ops, options, old, constant, update, grouped)))
 

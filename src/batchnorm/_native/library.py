@@ -15,16 +15,18 @@ MODES = ("auto", "never", "require")
 # The codes of `enum bn_dtype`.
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 
-_PROTOTYPES = {  # i int, d double, p pointer, s sizes: after dtype, dims and x come the rest
+_PROTOTYPES = {  # i int, n int64, d double, p pointer, s sizes: first dtype, then mostly dims and x
     "bn_moments": "isppspppp",
     "bn_standardize": "isppspppdppip",
     "bn_forward": "isppsdppippppp",
     "bn_backward": "ispppsppppdppipippp",
     "bn_backward_sums": "ispppspppdppipp",
     "bn_backward_input": "ispppsppppdppipippp",
+    "bn_remember": "innppppdiipppppp",
 }
 _TYPES = {
     "i": ctypes.c_int,
+    "n": ctypes.c_int64,
     "d": ctypes.c_double,
     "p": ctypes.c_void_p,
     "s": ctypes.POINTER(ctypes.c_int64),

@@ -8,6 +8,7 @@ Importing this module loads the ops; it raises `KernelsUnavailable` where there 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -128,3 +129,19 @@ def backward_input(
 def backward(*operands: tf.Tensor, activation: int, frozen: bool) -> Any:
     """Operands as the op has them: x, dy, weights, the seven vectors, epsilon."""
     return _ops.batchnorm_backward(*operands, activation=activation, frozen=frozen)
+
+
+def remember(
+    moments: Sequence[tf.Tensor],
+    state: Mapping[str, tf.Tensor],
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> dict[str, tf.Tensor]:
+    """The moving averages and counters after a step; a counter may be absent."""
+    names = ("moving_mean", "moving_variance", "skipped_updates", "num_updates")
+    absent = constant(tf.zeros, (0,), tf.int32)
+    old = (state.get(name, absent) for name in names)
+    momentum = constant(tf.constant, momentum, tf.float64)
+    new = _ops.batchnorm_remember(*moments, *old, momentum, unbiased, propagate)
+    return {name: one for name, one in zip(names, new, strict=True) if name in state}

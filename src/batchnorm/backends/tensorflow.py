@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -147,6 +147,17 @@ def on_host(tensors: Sequence[Any]) -> list[Any] | None:
     if not builtins.all(dtype(one) in HELD for one in tensors):
         return None
     return [np.asarray(one) for one in tensors]
+
+
+def remembered(
+    state: Mapping[str, Any], moments: Moments, momentum: float, unbiased: bool, propagate: bool
+) -> dict[str, Any] | None:
+    """The plain moving averages after a step, by one kernel; None where it does not hold them."""
+    held = {name: dtype(moments.mean) for name in ("moving_mean", "moving_variance")}
+    held |= {name: "int32" for name in ("skipped_updates", "num_updates") if name in state}
+    if builtins.any(dtype(state[name]) != one for name, one in held.items()):
+        return None
+    return dict(state) | kernels.remember(moments, state, momentum, unbiased, propagate)
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:

@@ -132,3 +132,4 @@ if UNAVAILABLE is None:
     tf.RegisterGradient("BatchnormStandardize")(_standardize_gradient)
     tf.RegisterGradient("BatchnormForward")(_forward_gradient)
     tf.RegisterGradient("BatchnormBackward")(_backward_gradient)
+    tf.no_gradient("BatchnormRemember")

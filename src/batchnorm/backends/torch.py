@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,13 @@ def on_host(tensors: Sequence[torch.Tensor]) -> list[Any] | None:
             return None
         arrays.append((one.detach() if one.requires_grad else one).numpy())
     return arrays
+
+
+def remembered(
+    state: Mapping[str, Any], moments: Moments, momentum: float, unbiased: bool, propagate: bool
+) -> dict[str, Any] | None:
+    """None: `on_host` takes no time here."""
+    return None
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:

@@ -1,0 +1,193 @@
+"""The kernel that remembers: bit for bit what `_statistics.remember` says, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchnorm._moments import Moments
+from batchnorm._native import library
+from batchnorm._options import Options
+from batchnorm._statistics import remember
+from batchnorm.backends import host
+
+GROUPS, COLUMNS = 3, 7
+
+
+def given(dtype: str) -> tuple[Moments, dict[str, np.ndarray]]:
+    """Moments with everything in them that a batch can do, and a state."""
+    rng = np.random.default_rng(0)
+    shape = (GROUPS, COLUMNS)
+    mean, remainder, variance = (rng.normal(size=shape).astype(dtype) for _ in range(3))
+    variance = variance * variance
+    mean[0, 0], mean[1, 1], variance[0, 2] = np.nan, np.inf, np.nan
+    variance[1, 3], variance[2, 4], variance[0, 5] = np.inf, -1, 0
+    count = np.asarray([[5], [0], [1]], dtype)
+    state = {
+        "moving_mean": rng.normal(size=shape).astype(dtype),
+        "moving_variance": rng.normal(size=shape).astype(dtype) ** 2,
+        "num_updates": np.asarray(4, "int32"),
+        "skipped_updates": np.arange(GROUPS * COLUMNS, dtype="int32").reshape(shape),
+    }
+    return Moments(mean, remainder * np.finfo(dtype).eps, variance, count), state
+
+
+def expected(options: Options, state: Any, moments: Moments) -> dict[str, np.ndarray]:
+    return host.quietly(remember, host, options, state, moments, True, False)
+
+
+def run(dtype: int, moments: Any, how: tuple[Any, ...], old: Any, new: Any) -> int:
+    """`bn_remember` as C has it."""
+    pointers = [None if one is None else one.ctypes.data for one in (*moments, *old, *new)]
+    kernel = library.load().bn_remember
+    return kernel(dtype, GROUPS, COLUMNS, *pointers[:4], *how, *pointers[4:])
+
+
+OPTIONS = pytest.mark.parametrize(
+    ("unbiased", "propagate", "momentum"),
+    [(False, False, 0.9), (True, False, 0.99), (False, True, 0.0), (True, True, 1.0)],
+)
+
+
+def options_of(unbiased: bool, propagate: bool, momentum: float) -> Options:
+    return Options(
+        unbiased_moving_variance=unbiased,
+        on_nonfinite="propagate" if propagate else "skip",
+        momentum=momentum,
+    )
+
+
+@OPTIONS
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_kernel_has_the_core_s_bits(
+    dtype: str, unbiased: bool, propagate: bool, momentum: float
+) -> None:
+    moments, state = given(dtype)
+    names = ("moving_mean", "moving_variance", "skipped_updates")
+    new = [np.full_like(state[name], 77) for name in names]
+    how = (momentum, unbiased, propagate)
+    code = run(library.DTYPES[dtype], moments, how, [state[name] for name in names], new)
+    assert code == 0
+    wanted = expected(options_of(unbiased, propagate, momentum), state, moments)
+    for name, one in zip(names, new, strict=True):
+        np.testing.assert_array_equal(one, wanted[name], err_msg=name)
+
+
+def test_a_remainder_and_a_counter_may_be_absent() -> None:
+    moments, state = given("float32")
+    new = [np.full_like(state["moving_mean"], 77) for _ in range(2)]
+    old = [state["moving_mean"], state["moving_variance"], None]
+    exact = moments._replace(remainder=None)
+    assert run(0, exact, (0.9, False, False), old, [*new, None]) == 0
+    wanted = expected(Options(momentum=0.9), state, exact)
+    np.testing.assert_array_equal(new[0], wanted["moving_mean"])
+    np.testing.assert_array_equal(new[1], wanted["moving_variance"])
+
+
+@pytest.mark.parametrize("missing", [0, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_c_refuses_what_is_missing(missing: int) -> None:
+    moments, state = given("float32")
+    old = [state[name] for name in ("moving_mean", "moving_variance", "skipped_updates")]
+    new = [np.full_like(one, 77) for one in old]
+    operands: list[Any] = [*moments, *old, *new]
+    operands[missing] = None
+    code = run(0, operands[:4], (0.9, False, False), operands[4:7], operands[7:])
+    assert "NULL" in library.load().bn_error(code).decode()
+    assert all((one == 77).all() for one in new)
+
+
+def test_c_refuses_types_and_sizes() -> None:
+    kernel, nothing = library.load().bn_remember, [None] * 4
+    rest = (0.9, 0, 0, *[None] * 6)
+    assert "dtype" in library.load().bn_error(kernel(4, 1, 1, *nothing, *rest)).decode()
+    assert "sizes" in library.load().bn_error(kernel(0, -1, 1, *nothing, *rest)).decode()
+    assert kernel(0, 0, 1, *nothing, *rest) == 0
+
+
+@OPTIONS
+def test_tensorflow_takes_the_kernel(unbiased: bool, propagate: bool, momentum: float) -> None:
+    """Eagerly and in a graph, with a state in the shapes of parameters of several axes."""
+    import tensorflow as tf
+
+    import batchnorm
+
+    x = np.random.default_rng(0).normal(size=(4, 3, 5, 2)).astype("float32")
+    x[:, 1, :, 0] = np.nan
+    options = options_of(unbiased, propagate, momentum)
+    how = {
+        "axis": (1, 3), "momentum": momentum, "unbiased_moving_variance": unbiased,
+        "on_nonfinite": options.on_nonfinite,
+    }  # fmt: skip
+
+    def step(x: Any, state: Any) -> Any:
+        return batchnorm.batch_norm(x, {}, state, training=True, **how)[1]
+
+    _, state = batchnorm.init(tf.constant(x), axis=(1, 3))
+    compiled = tf.function(step)
+    eager, traced = step(tf.constant(x), state), compiled(tf.constant(x), state)
+    graph = compiled.get_concrete_function(tf.constant(x), state).graph
+    assert [op.type for op in graph.get_operations()].count("BatchnormRemember") == 1
+    # the composite path of the same moments: the state where the kernel does not hold it
+    wide = {
+        name: tf.cast(one, "int64") if "updates" in name else one for name, one in state.items()
+    }
+    other = step(tf.constant(x), wide)
+    assert set(eager) == set(traced) == set(other)
+    for name, value in other.items():
+        assert eager[name].shape == traced[name].shape == state[name].shape
+        assert eager[name].dtype == traced[name].dtype == state[name].dtype
+        np.testing.assert_array_equal(eager[name], value, err_msg=name)
+        np.testing.assert_array_equal(traced[name], value, err_msg=name)
+
+
+def test_tensorflow_keeps_what_else_a_state_holds() -> None:
+    import tensorflow as tf
+
+    import batchnorm
+
+    x = tf.random.normal((4, 3))
+    _, state = batchnorm.init(x)
+    full = batchnorm.batch_norm(x, {}, state, training=True)[1]
+    for name in ("num_updates", "skipped_updates"):
+        less = {other: one for other, one in state.items() if other != name}
+        new = batchnorm.batch_norm(x, {}, less, training=True)[1]
+        assert set(new) == set(less)
+        for other in less:
+            np.testing.assert_array_equal(new[other], full[other])
+
+
+def test_a_moving_average_has_no_derivative_in_tensorflow() -> None:
+    import tensorflow as tf
+
+    import batchnorm
+
+    x = tf.random.normal((4, 3))
+    _, state = batchnorm.init(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        new = batchnorm.batch_norm(x, {}, state, training=True)[1]
+        total = tf.reduce_sum(new["moving_mean"])
+    assert tape.gradient(total, x) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("remainder", (1, 3)), ("count", (2, 1)), ("moving_mean", (3,)), ("skipped_updates", (5,))],
+)
+def test_tensorflow_names_the_vector(name: str, shape: tuple[int, ...]) -> None:
+    import tensorflow as tf
+
+    from batchnorm._native import tensorflow as kernels
+
+    vectors = ("mean", "remainder", "variance", "count", "moving_mean", "moving_variance")
+    operands = {one: tf.ones((1, 4)) for one in vectors} | {"count": tf.ones((1, 1))}
+    operands |= {one: tf.ones((4,), tf.int32) for one in ("skipped_updates", "num_updates")}
+    operands |= {"momentum": tf.constant(0.9, tf.float64)}
+    run = kernels._ops.batchnorm_remember
+    run(**operands, unbiased=False, propagate=False)
+    wrong = tf.ones(shape, operands[name].dtype)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        run(**(operands | {name: wrong}), unbiased=False, propagate=False)
+    assert f"batchnorm kernels: {name} must have one element per channel" in str(caught.value)
