@@ -290,6 +290,34 @@ static void check_same_bits(const Case& c, const void* remainder) {
   pretend_cache_bytes(0);
 }
 
+// The moving averages after these moments, which hold NaN, infinities and empty groups.
+static void check_remember(Case& c) {
+  const int64_t n = c.statistics, columns = c.dims[3];
+  const int unbiased = (int)pick(2), propagate = (int)pick(2), type = c.dtype == BN_FLOAT64 ? BN_FLOAT64 : BN_FLOAT32;
+  const double momentum = (double)pick(5) / 4;
+  Memory old_mean = c.statistics_buffer(), old_variance = c.statistics_buffer(), old_skipped = c.make(n, 4);
+  Memory mean = c.statistics_buffer(), variance = c.statistics_buffer(), skipped = c.make(n, 4);
+  for (int64_t k = 0; k < n; k++) {
+    put(type, old_mean->data(), k, normal()), put(type, old_variance->data(), k, fabs(normal()));
+    ((int32_t*)old_skipped->data())[k] = (int32_t)pick(100);
+  }
+  ok(c, "bn_remember", bn_remember(c.dtype, c.dims[1], columns, c.mean->data(), c.remainder->data(), c.variance->data(), c.count->data(), momentum, unbiased, propagate, old_mean->data(), old_variance->data(), (const int32_t*)old_skipped->data(), mean->data(), variance->data(), (int32_t*)skipped->data()));
+  for (int64_t k = 0; k < n; k++) {
+    const double count = statistic(type, c.count->data(), k / columns), m = statistic(type, c.mean->data(), k) + statistic(type, c.remainder->data(), k);
+    const double v = statistic(type, c.variance->data(), k) * (unbiased && count > 1 ? count / (count - 1) : 1);
+    const double before[2] = {statistic(type, old_mean->data(), k), statistic(type, old_variance->data(), k)}, measured[2] = {m, v};
+    const double after[2] = {statistic(type, mean->data(), k), statistic(type, variance->data(), k)};
+    const bool usable = count != 0 && (propagate || (isfinite(m) && isfinite(v) && v >= 0));
+    for (int i = 0; i < 2; i++) {
+      const double expected = usable ? momentum * before[i] + (1 - momentum) * measured[i] : before[i];
+      compare(c, i ? "moving_variance" : "moving_mean", k, after[i], expected, usable ? 8 * ulp(c) * (fabs(before[i]) + fabs(measured[i])) : 0);
+    }
+    compare(c, "skipped", k, ((int32_t*)skipped->data())[k], ((int32_t*)old_skipped->data())[k] + !usable, 0);
+  }
+  for (const Memory* m : {&old_mean, &old_variance, &old_skipped, &mean, &variance, &skipped})
+    if (!(*m)->intact()) fail(c, "canary of bn_remember", 0, 0, 0, 0);
+}
+
 static void check_case(Case& c) {
   const void* w = c.weights();
   bn_set_threads(1 + (int)pick(3));
@@ -306,6 +334,7 @@ static void check_case(Case& c) {
   ok(c, "bn_backward_input", bn_backward_input(c.dtype, c.dims, c.x->data(), c.dy->data(), w, c.wdims, s.count, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, s.live, c.frozen, c.sum_dy->data(), c.sum_dy_xh->data(), c.dx->data()));
   check_backward(c, s, counts);
   check_same_bits(c, s.remainder);
+  check_remember(c);
   for (Memory* m : {&c.x, &c.dy, &c.mean, &c.remainder, &c.variance, &c.count, &c.scale, &c.offset, &c.live, &c.sum_dy, &c.sum_dy_xh, &c.y, &c.dx})
     if (!(*m)->intact()) fail(c, "canary", 0, 0, 0, 0);
 }
