@@ -25,7 +25,7 @@ from batchnorm._arguments import (
 from batchnorm._correction import Affine, adjustment, compose, renorm_correction
 from batchnorm._moments import Moments, attached, first_groups, merge_replicas
 from batchnorm._options import Options
-from batchnorm._statistics import State, initial_value, remember, state_names
+from batchnorm._statistics import State, initial_value, remember, remembered, state_names
 from batchnorm._weights import combined_weights
 from batchnorm.backends import backend_of
 
@@ -279,19 +279,15 @@ def _next_state(
     """What `remember` says, in the shapes and types of the state."""
     grouped = old.view.groups is not None
     if fused and update is True and options.momenta_are_numbers:
-        if options.plain and not grouped:
-            how = (options.unbiased_moving_variance, options.on_nonfinite == "propagate")
-            new = ops.remembered(old.state, measured, options.momentum, *how)
-            if new is not None:
-                return dict(new)
-        arrays = ops.on_host([*old.state.values(), *measured])
-        if arrays is not None:
+        if (new := remembered(ops, options, old.state, measured, grouped)) is not None:
+            return new
+        if (arrays := ops.on_host([*old.state.values(), *measured])) is not None:
             from batchnorm.backends import host  # NumPy, which a framework has brought
 
-            count = len(old)
-            there = Rows(host, old.view, dict(zip(old, arrays[:count], strict=True)), old.dtype)
+            state = dict(zip(old, arrays[: len(old)], strict=True))
+            there = Rows(host, old.view, state, old.dtype)
             rows = host.quietly(
-                remember, host, options, there, Moments(*arrays[count:]), True, grouped
+                remember, host, options, there, Moments(*arrays[len(old) :]), True, grouped
             )
             return {name: ops.asarray(one, measured.mean) for name, one in there.undo(rows)}
     constant = _constant(ops, measured)

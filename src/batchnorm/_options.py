@@ -184,11 +184,6 @@ class Options:
         real = (float, numbers.Real)  # float first: asking an abstract class takes longer
         return isinstance(self.momentum, real) and isinstance(self.renorm_momentum, real)
 
-    @property
-    def plain(self) -> bool:
-        """Whether moving averages are all there is to remember, and nothing raises."""
-        return not self.renorm and not self.zero_debias and self.on_nonfinite != "raise"
-
     def check_axes(self, axes: tuple[int, ...]) -> None:
         """Refuses what only the input's rank can tell, once `axes` are resolved."""
         if self.virtual_batch_size is not None and 0 in axes:

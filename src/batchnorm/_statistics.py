@@ -61,7 +61,7 @@ def remember(
     Raises:
         FloatingPointError: `on_nonfinite="raise"` and a moment is not finite.
     """
-    biased, moments = _remembered(ops, options, moments, grouped)
+    biased, moments = _one_row(ops, options, moments, grouped)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
     filled = ~ops.equal(moments.count, 0)
     finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
@@ -92,7 +92,20 @@ def remember(
     return result
 
 
-def _remembered(
+def remembered(
+    ops: Any, options: Options, state: Mapping[str, Tensor], moments: Moments, grouped: bool
+) -> State | None:
+    """What `remember` says of moving averages alone, by one kernel; None where there is none."""
+    if grouped or options.renorm or options.zero_debias or options.on_nonfinite == "raise":
+        return None
+    propagate = options.on_nonfinite == "propagate"
+    new: State | None = ops.remembered(
+        state, moments, options.momentum, options.unbiased_moving_variance, propagate
+    )
+    return new
+
+
+def _one_row(
     ops: Any, options: Options, moments: Moments, grouped: bool
 ) -> tuple[Moments, Moments]:
     """One row of moments from all ghost batches: with the biased variance, and the one to keep."""
