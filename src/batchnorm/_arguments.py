@@ -43,7 +43,8 @@ def resolve_training(ops: Any, training: Any, owner: str, name: str = "training"
     if not isinstance(training, numbers.Integral):  # bool is one
         if not ops.is_tensor(training) and not hasattr(training, "__array__"):
             raise refusal(TypeError)
-        if tuple(training.shape) != ():
+        shape = ops.shape(training) if ops.is_tensor(training) else training.shape
+        if shape:  # one of unknown rank must turn out to be a scalar
             raise refusal(ValueError)
         known = ops.concrete(training)
         if known is None:
@@ -66,7 +67,7 @@ def view_of(
         ValueError: an axis is not one of x's, a size on it is unknown, or ghost batches do not
             divide the batch.
     """
-    shape = ops.shape(x)
+    shape = _axes.shape_of(ops, x, options.owner, "x")
     axes = _axes.resolve(options.axis, len(shape), options.owner)
     options.check_axes(axes)
     for axis in axes:
@@ -119,7 +120,7 @@ def check_vectors(
     for name, vector in (*parameters.items(), *state.items()):
         if vector is None or name == "num_updates":
             continue
-        shape = ops.shape(vector)
+        shape = _axes.shape_of(ops, vector, options.owner, name)
         if any(map(ops.is_tensor, shape)):  # only the graph's run will know it
             continue
         if shape != expected and _axes.product(shape) != view.features:
@@ -132,7 +133,7 @@ def check_vectors(
 def row_of(ops: Any, shape: tuple[Any, Any], vector: Tensor, dtype: str) -> Tensor:
     """A parameter or statistic as `[R, C]`, a counter too; the number of updates is a scalar."""
     if ops.shape(vector):
-        vector = ops.reshape(vector, shape)
+        vector = ops.row(vector, shape)
     own = ops.dtype(vector)
     return vector if own == dtype or own.startswith("int") else ops.cast(vector, dtype)
 

@@ -109,6 +109,20 @@ def product(sizes: Any) -> Any:
     return result
 
 
+def shape_of(ops: Any, value: Any, owner: str, name: str) -> tuple[Size, ...]:
+    """The shape of an argument, by its name.
+
+    Raises:
+        ValueError: not even its rank is known.
+    """
+    shape: tuple[Size, ...] | None = ops.shape(value)
+    if shape is None:
+        raise ValueError(
+            f"{owner}: {name} must have a known rank; got an unknown one. Set its static shape."
+        )
+    return shape
+
+
 def resolve(axis: int | Sequence[int], rank: int, owner: str) -> tuple[int, ...]:
     """The axes as ascending non-negative integers.
 

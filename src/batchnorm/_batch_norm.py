@@ -166,7 +166,7 @@ def init(
     """
     options = Options(axis=axis, renorm=renorm, zero_debias=zero_debias, owner="init")
     ops = backend_of(x)
-    shape = ops.shape(x)
+    shape = _axes.shape_of(ops, x, options.owner, "x")
     vector = _axes.parameter_shape(shape, _axes.resolve(options.axis, len(shape), options.owner))
     dtype = type_of_statistics(ops, x, options.owner)
     parameters = {}

@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from batchnorm._axes import View, product
+from batchnorm._axes import View, product, shape_of
 from batchnorm._moments import Moments
 from batchnorm._options import CLIPPING_KEYS, Options
 
@@ -91,7 +91,7 @@ def _clipping(ops: Any, options: Options, state: Mapping[str, Tensor]) -> dict[s
             value = float(value)  # NumPy's own would widen a float32 tensor
         else:
             value = ops.cast(ops.asarray(value, like), ops.dtype(like))
-            if given := ops.shape(value):
+            if given := shape_of(ops, value, options.owner, f"renorm_clipping's {name}"):
                 if product(given) != product(ops.shape(like)):
                     raise ValueError(
                         f"{options.owner}: renorm_clipping must hold scalars or one value per "
@@ -154,7 +154,7 @@ def adjustment(
 
 def _shape_against(ops: Any, options: Options, view: View, value: Tensor) -> list[Any]:
     """The value's shape, with ones in front up to rank(x)."""
-    given = ops.shape(value)
+    given = shape_of(ops, value, options.owner, "what adjustment returns")
     shape = [1] * (len(view.shape) - len(given)) + list(given)
     if len(shape) != len(view.shape) or any(
         not ops.is_tensor(size) and not ops.is_tensor(of) and size not in (1, of)

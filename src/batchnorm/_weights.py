@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from batchnorm._axes import View
+from batchnorm._axes import View, shape_of
 
 Tensor = Any
 
@@ -35,7 +35,7 @@ def combined_weights(
 
 def _shape_against(ops: Any, owner: str, view: View, name: str, given: Tensor) -> list[Any]:
     """The shape of rank(x), 1 on the feature axes, that lets a mask broadcast against x."""
-    shape = list(ops.shape(given))
+    shape = list(shape_of(ops, given, owner, name))
     free = [i for i in range(len(view.shape)) if i not in view.axes]
     sizes = shape
     if len(shape) == len(view.shape) and all(printable(ops, shape)[i] == 1 for i in view.axes):

@@ -1,7 +1,7 @@
 """The kernels as TensorFlow ops, without gradients: BatchnormMoments, -Standardize, ...
 
 x is the view `[A, G, B, C, D]`, weights `[A, G or 1, B, 1, D]` with any size 1 instead, per-channel
-vectors `[G, C]` in the statistics' type, count `[G, 1]`; None is absent.
+vectors `[G, C]`, or `(C,)` for one group, in the statistics' type, count `[G, 1]`; None is absent.
 
 Importing this module loads the ops; it raises `KernelsUnavailable` where there are none.
 """
@@ -25,12 +25,25 @@ except (tf.errors.NotFoundError, tf.errors.OpError) as error:
     ) from error
 
 
+_ABSENT = (0, 0, 0)  # a rank that no vector has: one without channels is there
+
+
 def _statistics_type(x: tf.Tensor) -> tf.DType:
     return tf.float64 if x.dtype == tf.float64 else tf.float32
 
 
+def absent(dtype: tf.DType) -> tf.Tensor:
+    """The operand that stands for None."""
+    return constant(tf.zeros, _ABSENT, dtype)
+
+
+def is_absent(vector: tf.Tensor) -> bool:
+    """Whether an operand does."""
+    return vector.shape.rank == len(_ABSENT)
+
+
 def _given(x: tf.Tensor, value: tf.Tensor | None) -> tf.Tensor:
-    return constant(tf.zeros, (0,), _statistics_type(x)) if value is None else value
+    return absent(_statistics_type(x)) if value is None else value
 
 
 def _weights(x: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
@@ -140,8 +153,7 @@ def remember(
 ) -> dict[str, tf.Tensor]:
     """The moving averages and counters after a step; a counter may be absent."""
     names = ("moving_mean", "moving_variance", "skipped_updates", "num_updates")
-    absent = constant(tf.zeros, (0,), tf.int32)
-    old = (state.get(name, absent) for name in names)
+    old = (state[name] if name in state else absent(tf.int32) for name in names)
     momentum = constant(tf.constant, momentum, tf.float64)
     new = _ops.batchnorm_remember(*moments, *old, momentum, unbiased, propagate)
     return {name: one for name, one in zip(names, new, strict=True) if name in state}

@@ -1,8 +1,10 @@
 """One file per framework: a few array operations, and the two big steps.
 
 Every file here defines the same functions with the same signatures (tests/backends holds them to
-it); `composite.py` writes the big steps in terms of the small ones. The core picks a backend from
-the tensor it is given, so that one process can use all three frameworks.
+it); `composite.py` writes the big steps in terms of the small ones. `row` lays a vector out as
+`[R, C]`, or leaves `(C,)` as it is where that broadcasts alike and is cheaper; `per_channel` gives
+it the number of elements that the kernels take. The core picks a backend from the tensor it is
+given, so that one process can use all three frameworks.
 """
 
 from __future__ import annotations

@@ -74,12 +74,12 @@ def standardize(
     Edge cases: variance + epsilon = 0 gives y = offset (D33). Where the weight is 0 and x is not
     finite, y = offset and no gradient passes, as if the value were not there.
 
-    Shapes: x `[A, G, B, C, D]`; vectors `[G or 1, C]`; weights `[A, G or 1, B, 1, D]`.
+    Shapes: x `[A, G, B, C, D]`; vectors `[G or 1, C]` or `(C,)`; weights `[A, G or 1, B, 1, D]`.
     """
 
     def spread(vector: Tensor) -> Tensor:
-        rows, columns = ops.shape(vector)
-        return ops.reshape(vector, (1, rows, 1, columns, 1))
+        *rows, columns = ops.shape(vector)
+        return ops.reshape(vector, (1, *(rows or [1]), 1, columns, 1))
 
     wide = ops.cast(x, statistics_dtype(ops.dtype(x)))
     centered = wide - spread(moments.mean)

@@ -17,7 +17,10 @@ ACTIVATIONS = {None: 0, "relu": 1}
 
 
 class Vectors(NamedTuple):
-    """Per-channel vectors as the kernels take them: `[G, C]`, `count` `[G, 1]`; None is absent."""
+    """Per-channel vectors as the kernels take them; None is absent.
+
+    Shapes: `[G, C]`, `count` `[G, 1]`; where a backend's `row` leaves it so, `(C,)` for one group.
+    """
 
     mean: Tensor
     remainder: Tensor | None
@@ -40,7 +43,7 @@ def vectors(
     _, g, _, c, _ = ops.shape(x)
 
     def full(vector: Tensor | None, columns: Any = c) -> Tensor | None:
-        return None if vector is None else ops.broadcast_to(vector, (g, columns))
+        return None if vector is None else ops.per_channel(vector, (g, columns))
 
     chosen = None
     if live is not True and live is not False:

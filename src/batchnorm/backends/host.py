@@ -43,6 +43,9 @@ def reshape(x: np.ndarray, shape: Any) -> np.ndarray:
     return x if x.shape == shape else x.reshape(shape)
 
 
+row = reshape  # see `batchnorm.backends`
+
+
 def shape(x: np.ndarray) -> tuple[int, ...]:
     return x.shape
 

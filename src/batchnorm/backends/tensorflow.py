@@ -39,7 +39,6 @@ replicas = tensorflow_replicas.replicas
 aligned = tensorflow_replicas.aligned
 all_gather = tensorflow_replicas.all_gather
 sum_of_zeros = tensorflow_replicas.sum_of_zeros
-stop_gradient = tf.stop_gradient
 
 
 def is_tensor(value: Any) -> bool:
@@ -76,6 +75,27 @@ def broadcast_to(x: Any, shape: Sequence[Any]) -> tf.Tensor:
     return x if _has_shape(x, shape) else tf.broadcast_to(x, shape)
 
 
+def stop_gradient(x: Any) -> tf.Tensor:
+    return tf.raw_ops.StopGradient(input=x)  # tf.stop_gradient asks around first
+
+
+def row(x: Any, shape: Sequence[Any]) -> tf.Tensor:
+    """x as `[R, C]`; `(C,)` broadcasts like `[1, C]` as it stands, and has no reshape to undo."""
+    x = x if isinstance(x, tf.Tensor) else tf.convert_to_tensor(x)
+    return x if _is_row(x, shape) else reshape(x, shape)
+
+
+def per_channel(x: tf.Tensor, shape: Sequence[Any]) -> tf.Tensor:
+    """x as the kernels take it: as many elements as `shape`."""
+    return x if _is_row(x, shape) else broadcast_to(x, shape)
+
+
+def _is_row(x: Any, shape: Sequence[Any]) -> bool:
+    """Whether x is `(C,)` and this is the shape `[1, C]`, for sure."""
+    own = x.shape
+    return own.rank == 1 and _known(shape) and [1, *own.as_list()] == list(shape)
+
+
 def _has_shape(x: Any, shape: Sequence[Any]) -> bool:
     """Whether x is a tensor of this shape for sure: an eager operation takes 7 microseconds."""
     if not isinstance(x, tf.Tensor) or x.shape.rank is None:
@@ -87,9 +107,14 @@ def _known(shape: Sequence[Any]) -> bool:
     return set(map(type, shape)) <= {int}
 
 
-def shape(x: Any) -> tuple[Any, ...]:
-    """Sizes; scalar int64 tensors where the graph leaves them open."""
-    static = x.shape.as_list()
+def shape(x: Any) -> Any:
+    """Sizes, scalar int64 tensors where the graph leaves them open; None for an unknown rank."""
+    known = x.shape
+    if isinstance(known, tuple):  # a NumPy array's, which stands for a vector
+        return known
+    if known.rank is None:
+        return None
+    static = known.as_list()
     if None not in static:
         return tuple(static)
     dynamic = tf.shape(x, out_type=tf.int64)
@@ -254,7 +279,7 @@ def forward(
             x, measured, scale, offset, epsilon, weights, True, activation, False
         ), measured
     _, g, _, c, _ = shape(x)
-    scale, offset = (None if v is None else broadcast_to(v, (g, c)) for v in (scale, offset))
+    scale, offset = (None if v is None else per_channel(v, (g, c)) for v in (scale, offset))
     y, *measured = kernels.forward(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
     return y, Moments(*measured)
 

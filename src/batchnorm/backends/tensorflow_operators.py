@@ -35,7 +35,7 @@ def _standardize_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
 def _forward_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
     x, weights, scale, offset, epsilon = op.inputs
     _, mean, remainder, variance, count = op.outputs
-    live = tf.zeros((0,), mean.dtype)  # absent: all of them
+    live = kernels.absent(mean.dtype)  # all of them
     operands = (x, dy, weights, mean, remainder, variance, count, scale, offset, live, epsilon)
     dx, sum_dy, sum_dy_xh = kernels.backward(
         *operands, activation=op.get_attr("activation"), frozen=False
@@ -44,8 +44,13 @@ def _forward_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]
 
 
 def _present(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor | None:
-    """The gradient of a vector, unless it was absent and so has another shape."""
-    return gradient if vector.shape.rank == 2 else None
+    """The gradient `[G, C]` of a vector in the vector's shape; None where it was absent."""
+    return None if kernels.is_absent(vector) else _shaped_like(vector, gradient)
+
+
+def _shaped_like(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    rank = vector.shape.rank
+    return gradient if rank == 2 else backend_of(vector).reshape(gradient, (-1,))
 
 
 def standardize_over(
@@ -73,7 +78,7 @@ def standardize_over(
         sums = kernels.backward_sums(x, dy, weights, named(affine), *how)
         both = tensorflow_replicas.all_reduce(tf.concat(sums, 1), replicas)
         dx = kernels.backward_input(x, dy, weights, named(affine), tf.split(both, 2, 1), *how)
-        slopes = {"scale": sums[1], "offset": sums[0]}
+        slopes = dict(zip(("offset", "scale"), sums, strict=True))
 
         def second(*upstream: tf.Tensor) -> Any:
             """Its derivative, by differentiating the composite path twice."""
@@ -92,7 +97,8 @@ def standardize_over(
                 )
             return outer.gradient(total, inputs)
 
-        return [dx, *(slopes[name] for name in names)], second
+        pairs = zip(names, affine, strict=True)
+        return [dx, *(_shaped_like(v, slopes[name]) for name, v in pairs)], second
 
     return function(x, *(getattr(given, name) for name in names))
 
@@ -100,8 +106,7 @@ def standardize_over(
 def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
     """The derivative of the backward kernel, by differentiating the composite path twice."""
     x, dy, weights, *given, epsilon = op.inputs
-    absent = [vector.shape.rank == 1 for vector in given]
-    named = Vectors(*(None if not_there else v for v, not_there in zip(given, absent, strict=True)))
+    named = Vectors(*(None if kernels.is_absent(vector) else vector for vector in given))
     w = None if weights.shape.num_elements() == 0 else tf.expand_dims(weights, 3)
     scale, offset = (
         fill(named.mean) if vector is None else vector

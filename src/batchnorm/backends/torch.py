@@ -68,6 +68,10 @@ def broadcast_to(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
     return x if x.shape == tuple(shape) else torch.broadcast_to(x, shape)
 
 
+row = reshape  # see `batchnorm.backends`
+per_channel = broadcast_to
+
+
 def shape(x: torch.Tensor) -> tuple[Any, ...]:
     return tuple(x.shape)
 
