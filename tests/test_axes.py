@@ -56,6 +56,14 @@ def views(draw: st.DrawFn) -> tuple[_axes.View, np.ndarray]:
     return _axes.view(shape, axes, ghost, groups), x
 
 
+def laid_out(view: _axes.View, x: np.ndarray) -> np.ndarray:
+    return view.apply(np, x).reshape(view.canonical)
+
+
+def undone(view: _axes.View, values: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return view.undo(np, values.reshape(view.apply(np, x).shape))
+
+
 @thorough(200)
 @given(views())
 def test_undo_undoes_apply(case: Any) -> None:
@@ -73,7 +81,7 @@ def test_what_the_view_keeps_is_the_axes_and_the_groups(case: Any) -> None:
     else:
         groups = [x[j :: view.groups].sum(free).ravel() for j in range(view.groups)]
         expected = np.array(groups).reshape(view.groups, view.features)
-    np.testing.assert_array_equal(view.apply(np, x).sum((0, 2, 4)), expected)
+    np.testing.assert_array_equal(laid_out(view, x).sum((0, 2, 4)), expected)
 
 
 @thorough(200)
@@ -82,8 +90,8 @@ def test_weights_are_laid_out_beside_their_values(case: Any) -> None:
     view, x = case
     shape = [1 if i in view.axes else size for i, size in enumerate(x.shape)]
     weights = np.arange(np.prod(shape)).reshape(shape)
-    laid_out = view.apply_to_weights(np, weights) * view.apply(np, x)
-    np.testing.assert_array_equal(view.undo(np, laid_out), weights * x)
+    weighted = view.apply_to_weights(np, weights) * laid_out(view, x)
+    np.testing.assert_array_equal(undone(view, weighted, x), weights * x)
 
 
 @thorough(200)
@@ -91,11 +99,11 @@ def test_weights_are_laid_out_beside_their_values(case: Any) -> None:
 def test_rows_and_groups_spread_against_the_input(case: Any) -> None:
     view, x = case
     row = np.arange(view.features).reshape(view.row_shape)
-    laid_out = view.apply(np, x) + row[None, :, None, :, None]
-    np.testing.assert_array_equal(view.undo(np, laid_out), x + view.spread(np, row))
+    total = laid_out(view, x) + row[None, :, None, :, None]
+    np.testing.assert_array_equal(undone(view, total, x), x + view.spread(np, row))
     groups = np.arange(view.groups or 1).reshape(-1, 1)
-    laid_out = view.apply(np, x) + groups[None, :, None, :, None]
-    np.testing.assert_array_equal(view.undo(np, laid_out), x + view.spread_groups(np, groups))
+    total = laid_out(view, x) + groups[None, :, None, :, None]
+    np.testing.assert_array_equal(undone(view, total, x), x + view.spread_groups(np, groups))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from batchnorm import _axes
 from batchnorm._options import Options
-from batchnorm._statistics import State, state_names
+from batchnorm._statistics import state_names
 from batchnorm._weights import printable
 from batchnorm.backends.composite import statistics_dtype
 
@@ -37,10 +36,12 @@ def resolve_training(ops: Any, training: Any, owner: str, name: str = "training"
             f"{owner}: {name} must be a bool, 0, 1 or a boolean scalar tensor; got {training!r}."
         )
 
+    if isinstance(training, bool):
+        return training
     if training is None:
         return False
     known: Any = training
-    if not isinstance(training, numbers.Integral):  # bool is one
+    if not isinstance(training, numbers.Integral):
         if not ops.is_tensor(training) and not hasattr(training, "__array__"):
             raise refusal(TypeError)
         shape = ops.shape(training) if ops.is_tensor(training) else training.shape
@@ -101,14 +102,17 @@ def view_of(
     return _axes.view(shape, axes, size, samples // size)
 
 
+_PARAMETERS = {"gamma", "beta"}
+
+
 def check_vectors(
     ops: Any, options: Options, view: _axes.View, parameters: Any, state: Any
 ) -> None:
     """Refuses parameters and a state that these options and this input do not have."""
-    if unknown := sorted(set(parameters) - {"gamma", "beta"}):
+    if not parameters.keys() <= _PARAMETERS:
         raise ValueError(
             f"{options.owner}: parameters must have no other keys than gamma and beta; "
-            f"got {unknown}."
+            f"got {sorted(set(parameters) - _PARAMETERS)}."
         )
     needed = state_names(options)
     if missing := [name for name in needed if name not in state]:
@@ -125,44 +129,6 @@ def check_vectors(
             continue
         if shape != expected and _axes.product(shape) != view.features:
             raise ValueError(
-                f"{options.owner}: {name} must have the shape {expected}; got {shape} for an "
-                f"input of shape {printable(ops, view.shape)} and axis {options.axis!r}."
+                f"{options.owner}: {name} must have the shape {expected}; got {tuple(shape)} for "
+                f"an input of shape {printable(ops, view.shape)} and axis {options.axis!r}."
             )
-
-
-def row_of(ops: Any, shape: tuple[Any, Any], vector: Tensor, dtype: str) -> Tensor:
-    """A parameter or statistic as `[R, C]`, a counter too; the number of updates is a scalar."""
-    if ops.shape(vector):
-        vector = ops.row(vector, shape)
-    own = ops.dtype(vector)
-    return vector if own == dtype or own.startswith("int") else ops.cast(vector, dtype)
-
-
-class Rows(Mapping[str, Any]):
-    """The state as `[R, C]`, constant, in the statistics' type; the number of updates is a scalar.
-
-    Each is laid out when it is asked for: inference needs two of them.
-    """
-
-    def __init__(self, ops: Any, view: _axes.View, state: Mapping[str, Tensor], dtype: str) -> None:
-        self.ops, self.view, self.state, self.dtype = ops, view, state, dtype
-        self.shape = view.row_shape
-        self.laid_out: State = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.laid_out:
-            constant = self.ops.stop_gradient(self.state[name])
-            self.laid_out[name] = row_of(self.ops, self.shape, constant, self.dtype)
-        return self.laid_out[name]
-
-    def undo(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Names and rows, in the state's own shapes and types."""
-        ops = self.ops
-        for name, given in self.state.items():
-            yield name, ops.cast(ops.reshape(rows[name], ops.shape(given)), ops.dtype(given))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.state)
-
-    def __len__(self) -> int:
-        return len(self.state)

@@ -16,14 +16,12 @@ Anything with more alternations of reduced and kept dimensions is transposed onc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Size = Any  # an int, or a scalar tensor where the size is unknown until run time
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """How to lay an input out as `[A, G, B, C, D]`, and how to lay its per-channel vectors out.
 
     `split` is the input's shape with the batch split into ghost batches, `permutation` reorders it
@@ -60,8 +58,8 @@ class View:
         return self.rows, self.canonical[3]
 
     def apply(self, ops: Any, x: Any) -> Any:
-        """x as `[A, G, B, C, D]`."""
-        return self._lay_out(ops, x, self.split, self.canonical)
+        """x with its dimensions in an order in which it reads as `[A, G, B, C, D]`."""
+        return self._in_order(ops, x, self.split)
 
     def apply_to_weights(self, ops: Any, weights: Any) -> Any:
         """Weights of x's shape but 1 on the axes, as `[A, groups or 1, B, 1, D]`."""
@@ -70,13 +68,13 @@ class View:
         split = tuple(1 if i in features else size for i, size in enumerate(self.split))
         a, _, b, _, d = self.canonical
         groups = 1 if self.groups is None else self.groups
-        return self._lay_out(ops, weights, split, (a, groups, b, 1, d))
+        return ops.reshape(self._in_order(ops, weights, split), (a, groups, b, 1, d))
 
     def undo(self, ops: Any, y: Any) -> Any:
-        """An array of the view, in the shape of x."""
-        if self.permutation is not None:
-            y = ops.reshape(y, [self.split[i] for i in self.permutation])
-            y = ops.transpose(y, [self.permutation.index(i) for i in range(len(self.split))])
+        """What came of an x in the view's order, in x's own."""
+        if self.permutation is None:
+            return y
+        y = ops.transpose(y, [self.permutation.index(i) for i in range(len(self.split))])
         return ops.reshape(y, self.shape)
 
     def spread(self, ops: Any, row: Any) -> Any:
@@ -95,10 +93,10 @@ class View:
         each = ops.broadcast_to(ops.reshape(column, (1, self.groups)), self.split[:2])
         return ops.reshape(each, [self.shape[0], *[1] * (len(self.shape) - 1)])
 
-    def _lay_out(self, ops: Any, x: Any, split: Sequence[Size], canonical: Sequence[Size]) -> Any:
-        if self.permutation is not None:
-            x = ops.transpose(ops.reshape(x, split), self.permutation)
-        return ops.reshape(x, canonical)
+    def _in_order(self, ops: Any, x: Any, split: Sequence[Size]) -> Any:
+        if self.permutation is None:
+            return x
+        return ops.transpose(ops.reshape(x, split), self.permutation)
 
 
 def product(sizes: Any) -> Any:

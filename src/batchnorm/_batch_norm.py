@@ -15,17 +15,16 @@ from typing import Any
 
 from batchnorm import _axes
 from batchnorm._arguments import (
-    Rows,
     check_vectors,
     resolve_training,
-    row_of,
     type_of_statistics,
     view_of,
 )
 from batchnorm._correction import Affine, adjustment, compose, renorm_correction
-from batchnorm._moments import Moments, attached, first_groups, merge_replicas
+from batchnorm._moments import Moments, attached, constant, first_groups, merge_replicas
 from batchnorm._options import Options
-from batchnorm._statistics import State, initial_value, remember, remembered, state_names
+from batchnorm._rows import Rows, State, row_of
+from batchnorm._statistics import initial_value, next_state, state_names
 from batchnorm._weights import combined_weights
 from batchnorm.backends import backend_of
 
@@ -217,15 +216,18 @@ def normalize(
     )
     old = Rows(ops, view, state, dtype)
     weights = combined_weights(ops, options.owner, view, x, dtype, mask, batch_weights)
-    values = view.apply(ops, x)
+    values, sizes = view.apply(ops, x), view.canonical
     if not fused:  # once, so that the parts of a 16-bit derivative add up in float32
         values = ops.cast(values, dtype)
-    live = _known_live(ops, view, weights, batch)
+    full = weights is None and _positive(ops, view.values_per_group)  # every group has values
+    live: bool | Tensor | None = None  # which groups the batch normalizes; None: to be computed
+    if batch is False or (batch is True and full):
+        live = batch
     merged = None  # the moments of all replicas' groups, of which a replica may have the first few
     # nothing between the two big steps needs moments
     at_once = live is True and not options.renorm and replicas is None
     if not at_once and (batch is not False or update is not False):
-        measured = used = ops.moments(values, weights, fused)
+        measured = used = ops.moments(values, sizes, weights, fused)
         if replicas is not None:
             if view.groups is not None:
                 replicas = ops.aligned(replicas, used.mean)
@@ -239,7 +241,7 @@ def normalize(
 
     correction: Affine = (None, None)
     if options.renorm and live is not False:
-        correction = renorm_correction(ops, options, old, _constant(ops, measured), live)
+        correction = renorm_correction(ops, options, old, constant(ops, measured), live)
     adjusted = adjustment(ops, options, view, x, dtype, live, batch, apart=replicas is not None)
     affine, activation = correction, None
     if not adjusted.varies:
@@ -247,11 +249,22 @@ def normalize(
         affine = compose(compose(correction, adjusted.pair), outer)
         activation = options.activation
     if at_once:
-        y, measured = ops.forward(values, *affine, options.epsilon, weights, activation, fused)
+        y, measured = ops.forward(
+            values, sizes, *affine, options.epsilon, weights, activation, fused
+        )
     else:
         used = _used(ops, live, None if live is False else used, old)
         y = ops.standardize(
-            values, used, *affine, options.epsilon, weights, live, activation, fused, replicas
+            values,
+            sizes,
+            used,
+            *affine,
+            options.epsilon,
+            weights,
+            live,
+            activation,
+            fused,
+            replicas,
         )
     if alone is not None and update is not False:
         # the same numbers, now known to be the same on all replicas, as a state must be
@@ -262,36 +275,18 @@ def normalize(
         spread = [_training(ops, view.spread(ops, v), trains) for v in (gamma, beta)]
         y = ops.affine(y, *compose(adjusted.pair, (spread[0], spread[1])), options.activation)
         if weights is not None:
-            excluded = view.undo(ops, ops.equal(weights, 0) & ~ops.isfinite(values))
+            finite = ops.reshape(ops.isfinite(values), sizes)
+            excluded = ops.reshape(ops.equal(weights, 0) & ~finite, ops.shape(values))
+            excluded = view.undo(ops, excluded)
             y = ops.where(excluded, ops.stop_gradient(y), y)
-    y = ops.cast(y, ops.dtype(x))
-
+    if not fused:
+        y = ops.cast(y, ops.dtype(x))
     if update is False:
         return y, dict(state)
     if update_from is not None:
         old = Rows(ops, view, update_from, dtype)
-    return y, _next_state(ops, options, old, merged or measured, update, fused)
-
-
-def _next_state(
-    ops: Any, options: Options, old: Rows, measured: Moments, update: bool | Tensor, fused: bool
-) -> State:
-    """What `remember` says, in the shapes and types of the state."""
-    grouped = old.view.groups is not None
-    if fused and update is True and options.momenta_are_numbers:
-        if (new := remembered(ops, options, old.state, measured, grouped)) is not None:
-            return new
-        if (arrays := ops.on_host([*old.state.values(), *measured])) is not None:
-            from batchnorm.backends import host  # NumPy, which a framework has brought
-
-            state = dict(zip(old, arrays[: len(old)], strict=True))
-            there = Rows(host, old.view, state, old.dtype)
-            rows = host.quietly(
-                remember, host, options, there, Moments(*arrays[len(old) :]), True, grouped
-            )
-            return {name: ops.asarray(one, measured.mean) for name, one in there.undo(rows)}
-    constant = _constant(ops, measured)
-    return dict(old.undo(remember(ops, options, old, constant, update, grouped)))
+    filled = full and (view.groups is None or _positive(ops, view.groups))
+    return y, next_state(ops, options, old, merged or measured, update, filled, fused)
 
 
 def _takes_kernels(ops: Any, options: Options, x: Tensor) -> bool:
@@ -301,24 +296,12 @@ def _takes_kernels(ops: Any, options: Options, x: Tensor) -> bool:
     return reason is None
 
 
-def _known_live(
-    ops: Any, view: _axes.View, weights: Tensor | None, batch: bool | Tensor
-) -> bool | None:
-    """Whether the batch normalizes every group: True, False, or None where that must be computed.
-
-    A group without values takes the moving statistics.
-    """
-    if batch is False:
-        return False
-    values = view.values_per_group
-    if batch is True and weights is None and not ops.is_tensor(values) and values > 0:
-        return True
-    return None
+def _positive(ops: Any, size: Any) -> bool:
+    """Whether a size is known to be."""
+    return not ops.is_tensor(size) and size > 0
 
 
-def _used(
-    ops: Any, live: bool | Tensor, measured: Moments | None, state: Mapping[str, Tensor]
-) -> Moments:
+def _used(ops: Any, live: bool | Tensor, measured: Moments | None, state: Rows) -> Moments:
     """What normalizes: the batch's moments where `live`, else the moving statistics."""
     if live is True:
         assert measured is not None
@@ -344,7 +327,3 @@ def _training(ops: Any, parameter: Tensor | None, trains: bool | Tensor) -> Tens
     if parameter is None or trains is True:
         return parameter
     return ops.where(trains, parameter, ops.stop_gradient(parameter))
-
-
-def _constant(ops: Any, moments: Moments) -> Moments:
-    return Moments(*(ops.stop_gradient(part) for part in moments))

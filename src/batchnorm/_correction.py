@@ -6,12 +6,12 @@ Everything here is a vector of length C per group, or as small as the user made 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from batchnorm._axes import View, product, shape_of
 from batchnorm._moments import Moments
 from batchnorm._options import CLIPPING_KEYS, Options
+from batchnorm._rows import Rows
 
 Tensor = Any
 Affine = tuple[Tensor | None, Tensor | None]  # scale and offset; None for 1 and 0
@@ -22,6 +22,9 @@ class Adjustment(NamedTuple):
 
     pair: Affine
     varies: bool
+
+
+NO_ADJUSTMENT = Adjustment((None, None), False)
 
 
 def compose(inner: Affine, outer: Affine) -> Affine:
@@ -36,7 +39,7 @@ def compose(inner: Affine, outer: Affine) -> Affine:
 
 
 def renorm_correction(
-    ops: Any, options: Options, state: Mapping[str, Tensor], moments: Moments, live: bool | Tensor
+    ops: Any, options: Options, state: Rows, moments: Moments, live: bool | Tensor
 ) -> Affine:
     """r and d, constant in x; (None, None) without renorm.
 
@@ -72,7 +75,7 @@ def renorm_correction(
     return ops.stop_gradient(r), ops.stop_gradient(d)
 
 
-def _clipping(ops: Any, options: Options, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _clipping(ops: Any, options: Options, state: Rows) -> dict[str, Any]:
     """The bounds of this step: numbers, or tensors that broadcast to `[G, C]`."""
     bounds = {}
     like = state["renorm_mean"]
@@ -122,7 +125,7 @@ def adjustment(
         ValueError: it returned anything but two values that broadcast to x.
     """
     if options.adjustment is None or batch is False:
-        return Adjustment((None, None), False)
+        return NO_ADJUSTMENT
     returned = options.adjustment(ops.runtime_shape(x))
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
         raise ValueError(

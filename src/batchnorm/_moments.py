@@ -24,6 +24,11 @@ class Moments(NamedTuple):
     count: Tensor
 
 
+def constant(ops: Any, moments: Moments) -> Moments:
+    """The moments without their derivatives."""
+    return Moments(*(ops.stop_gradient(part) for part in moments))
+
+
 def average(ops: Any, moments: Moments) -> Moments:
     """One row from many: means of the groups' means and variances, weighted by their counts.
 
@@ -70,7 +75,7 @@ def merge_replicas(ops: Any, moments: Moments, replicas: Any) -> Moments:
     Shapes: `[G, C]`, count `[G, 1]`. Ghost batches: group j of all replicas is one group, and the
     result has the groups of the replica with most of them; the others sent a count of 0.
     """
-    own = tuple(ops.stop_gradient(part) for part in moments)
+    own = tuple(constant(ops, moments))
     c = ops.shape(moments.mean)[1]
     rows = ops.all_gather(ops.concatenate(own, 1), replicas)  # [R, G, 3C + 1]
     parts = rows[:, :, :c], rows[:, :, c : 2 * c], rows[:, :, 2 * c : 3 * c], rows[:, :, 3 * c :]
@@ -98,7 +103,7 @@ def attached(ops: Any, merged: Moments, moments: Moments, replicas: Any) -> Mome
     """
     assert merged.remainder is not None
     assert moments.remainder is not None
-    own: Any = Moments(*(ops.stop_gradient(part) for part in moments))
+    own: Any = constant(ops, moments)
     c = ops.shape(own.mean)[1]
     total = ops.where(ops.equal(merged.count, 0), ops.ones_like(merged.count), merged.count)
     share = own.count / total

@@ -12,14 +12,13 @@ State is a dictionary. Every vector has the shape of the parameters (one axis: `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from batchnorm._moments import Moments, average, merge, unbiased
+from batchnorm._moments import Moments, average, constant, merge, unbiased
 from batchnorm._options import Options
+from batchnorm._rows import Rows, State, as_given
 
 Tensor = Any
-State = dict[str, Tensor]
 
 
 def state_names(options: Options) -> tuple[str, ...]:
@@ -39,15 +38,45 @@ def initial_value(name: str) -> float:
     return 1.0 if name in ("moving_variance", "moving_stddev", "renorm_stddev") else 0.0
 
 
+def next_state(
+    ops: Any,
+    options: Options,
+    old: Rows,
+    measured: Moments,
+    update: bool | Tensor,
+    filled: bool,
+    fused: bool,
+) -> State:
+    """What `remember` says, in the shapes and types of the state."""
+    view, state, dtype = old.view, old.state, old.dtype
+    how = (update, view.groups is not None, filled)
+    if fused and update is True and options.momenta_are_numbers:
+        by_kernel = remembered(ops, options, old, measured)
+        if by_kernel is not None:
+            return {**state, **by_kernel}
+        arrays = ops.on_host((*state.values(), *measured))
+        if arrays is not None:
+            from batchnorm.backends import host  # NumPy, which a framework has brought
+
+            given = dict(zip(state, arrays, strict=False))
+            there, moments = Rows(host, view, given, dtype), Moments(*arrays[len(given) :])
+            new = host.quietly(remember, host, options, there, moments, *how)
+            new = as_given(host, new, given)
+            return {**state, **{name: ops.asarray(new[name], measured.mean) for name in new}}
+    new = remember(ops, options, old, constant(ops, measured), *how)
+    return {**state, **as_given(ops, new, state)}
+
+
 def remember(
     ops: Any,
     options: Options,
-    state: Mapping[str, Tensor],
+    state: Rows,
     moments: Moments,
     update: bool | Tensor,
     grouped: bool,
+    filled: bool,
 ) -> State:
-    """The state after a batch.
+    """What a batch changes in the state.
 
     A channel whose moments are not finite, whose variance is negative, or that saw no values
     keeps its state bit for bit, and `skipped_updates` counts it: one bad batch must not spoil a
@@ -57,18 +86,21 @@ def remember(
 
     Args:
         update: True, or a boolean scalar tensor that decides at run time.
+        filled: whether every group is known to have values.
 
     Raises:
         FloatingPointError: `on_nonfinite="raise"` and a moment is not finite.
     """
     biased, moments = _one_row(ops, options, moments, grouped)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
-    filled = ~ops.equal(moments.count, 0)
     finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
-    usable = filled & finite & (moments.variance >= 0)
+    usable, due = finite & (moments.variance >= 0), update
+    if not filled:
+        seen = ~ops.equal(moments.count, 0)
+        usable, due = usable & seen, seen & update
     if options.on_nonfinite == "raise":
         mean = ops.check(
-            ops.all(finite | ~(filled & update)),
+            ops.all(finite if due is True else finite | ~due),
             FloatingPointError,
             f"{options.owner}: the batch must have a finite mean and variance; got NaN or infinity "
             "in at least one channel. Clean the input, or use on_nonfinite='skip' to leave such "
@@ -76,31 +108,28 @@ def remember(
             mean,
         )
     elif options.on_nonfinite == "propagate":
-        usable = filled
+        usable = filled or seen
+    if usable is not True:
+        usable = ops.known(usable)
     new = _averages(ops, options, state, mean, (biased.variance, moments.variance))
-    result = dict(state)
-    chosen = usable if update is True else usable & update
-    for name, value in new.items():
-        result[name] = ops.where(chosen, value, state[name])
     steps = 1 if update is True else ops.cast(update, "int32")
+    if usable is not True or update is not True:
+        new = {name: ops.where(usable & update, one, state[name]) for name, one in new.items()}
     if "num_updates" in state:
-        result["num_updates"] = state["num_updates"] + steps
-    if "skipped_updates" in state:
-        skipped = ops.cast(~usable, "int32")
-        skipped = skipped if update is True else steps * skipped
-        result["skipped_updates"] = state["skipped_updates"] + skipped
-    return result
+        new["num_updates"] = state["num_updates"] + steps
+    if "skipped_updates" in state and usable is not True:
+        new["skipped_updates"] = state["skipped_updates"] + steps * ops.cast(~usable, "int32")
+    return new
 
 
-def remembered(
-    ops: Any, options: Options, state: Mapping[str, Tensor], moments: Moments, grouped: bool
-) -> State | None:
+def remembered(ops: Any, options: Options, old: Rows, moments: Moments) -> State | None:
     """What `remember` says of moving averages alone, by one kernel; None where there is none."""
+    grouped = old.view.groups is not None
     if grouped or options.renorm or options.zero_debias or options.on_nonfinite == "raise":
         return None
     propagate = options.on_nonfinite == "propagate"
     new: State | None = ops.remembered(
-        state, moments, options.momentum, options.unbiased_moving_variance, propagate
+        old.state, moments, options.momentum, options.unbiased_moving_variance, propagate
     )
     return new
 
@@ -121,16 +150,18 @@ def _one_row(
 def _averages(
     ops: Any,
     options: Options,
-    state: Mapping[str, Tensor],
+    state: Rows,
     mean: Tensor,
     variances: tuple[Tensor, Tensor],
 ) -> State:
     """The moving averages, one step on; `variances` are the biased one and the one to keep."""
     biased_variance, variance = variances
-    momentum, renorm_momentum = (
-        ops.cast(one, ops.dtype(mean)) if ops.is_tensor(one) else one
-        for one in (options.momentum, options.renorm_momentum)
-    )
+    momentum, renorm_momentum = options.momentum, options.renorm_momentum
+    if not options.momenta_are_numbers:
+        momentum, renorm_momentum = (
+            ops.cast(one, ops.dtype(mean)) if ops.is_tensor(one) else one
+            for one in (momentum, renorm_momentum)
+        )
     new: State = {}
     if options.zero_debias:
         new["local_step"] = state["local_step"] + 1
@@ -173,7 +204,7 @@ def _debiased(ops: Any, biased: Tensor, step: Tensor, momentum: Any, old: Tensor
     return ops.where(some, biased / ops.where(some, seen, ops.ones_like(seen)), old)
 
 
-def _agreeing_stddev(ops: Any, state: Mapping[str, Tensor], epsilon: float) -> Tensor:
+def _agreeing_stddev(ops: Any, state: Rows, epsilon: float) -> Tensor:
     """`moving_stddev`, unless someone assigned `moving_variance` since: then what follows from it.
 
     The originals recompute the variance from the deviation and so undo the assignment (D18). They

@@ -20,15 +20,15 @@ def combined_weights(
     Raises:
         ValueError: a shape does not broadcast to the dimensions of x that are not in `axis`.
     """
-    weights = None
+    if mask is None and batch_weights is None:
+        return None
+    weights: Any = None
     for name, given in (("mask", mask), ("batch_weights", batch_weights)):
         if given is None:
             continue
         given = ops.cast(ops.asarray(given, x), dtype)
         given = ops.reshape(given, _shape_against(ops, owner, view, name, given))
         weights = given if weights is None else weights * given
-    if weights is None:
-        return None
     free = [1 if i in view.axes else size for i, size in enumerate(view.shape)]
     return ops.stop_gradient(view.apply_to_weights(ops, ops.broadcast_to(weights, free)))
 

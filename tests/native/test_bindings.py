@@ -148,10 +148,10 @@ def test_torch_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
     importlib.import_module("batchnorm.backends.torch")  # defines the operators
 
     def run(given: dict[str, Any]) -> Any:
-        tensors = [None if one is None else torch.tensor(one) for one in given.values()]
+        x, *rest = [None if one is None else torch.tensor(one) for one in given.values()]
         how = (EPSILON, 0, False) if name in ("standardize", "backward") else (EPSILON, 0)
         how = () if name == "moments" else how
-        return getattr(torch.ops.batchnorm, name)(*tensors, *how)
+        return getattr(torch.ops.batchnorm, name)(x, SHAPE, *rest, *how)
 
     run(operands(name))
     with pytest.raises((RuntimeError, ValueError, KeyError)):
@@ -165,7 +165,7 @@ def test_torch_names_the_vector() -> None:
 
     x = torch.ones(SHAPE)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows
-        torch.ops.batchnorm.forward(x, None, torch.ones(1, 3), None, EPSILON, 0)
+        torch.ops.batchnorm.forward(x, SHAPE, None, torch.ones(1, 3), None, EPSILON, 0)
     assert str(caught.value) == (
         "batchnorm kernels: a per-channel vector must be a contiguous torch.float32 of 4 elements; "
         "got torch.float32 of shape (1, 3)."
@@ -178,7 +178,7 @@ def test_torch_refuses_weights_for_each_channel() -> None:
     importlib.import_module("batchnorm.backends.torch")  # defines the operators
 
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows
-        torch.ops.batchnorm.moments(torch.ones(SHAPE), torch.ones(2, 1, 3, 4, 5))
+        torch.ops.batchnorm.moments(torch.ones(SHAPE), SHAPE, torch.ones(2, 1, 3, 4, 5))
     assert str(caught.value) == (
         "batchnorm kernels: weights must have the shape [A, G or 1, B, 1, D]; got (2, 1, 3, 4, 5)."
     )

@@ -407,19 +407,21 @@ def test_torch_exports() -> None:
 def test_torch_operators_keep_their_contracts() -> None:
     import torch
 
-    vector = torch.rand(1, 3)
-    x, dy = torch.randn(2, 1, 4, 3, 5, requires_grad=True), torch.randn(2, 1, 4, 3, 5)
-    weights = torch.rand(2, 1, 4, 1, 1)
+    vector, gamma = torch.rand(1, 3), torch.rand(3)
+    dense, dy = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    sizes, weights = (2, 1, 1, 3, 20), torch.rand(2, 1, 1, 1, 20)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    given = (vector, None, vector, torch.full((1, 1), 40.0), vector, vector, None, 1e-3, 0, False)
-    for name, operands in (
-        ("moments", (x.detach(), weights)),
-        ("standardize", (x, weights, *given)),
-        ("forward", (x, weights, vector, vector, 1e-3, 1)),
-        ("backward", (x, dy, weights, *given)),
-    ):
-        operator = getattr(torch.ops.batchnorm, name).default
-        torch.library.opcheck(operator, operands, test_utils=checks)
+    given = (vector, None, vector, torch.full((1, 1), 40.0), gamma, vector, None, 1e-3, 0, False)
+    orders = dense, dense.to(memory_format=torch.channels_last), dense.mT.contiguous().mT
+    for x in (one.requires_grad_() for one in orders):
+        for name, operands in (
+            ("moments", (x.detach(), sizes, weights)),
+            ("standardize", (x, sizes, weights, *given)),
+            ("forward", (x, sizes, weights, gamma, vector, 1e-3, 1)),
+            ("backward", (x, sizes, dy, weights, *given)),
+        ):
+            operator = getattr(torch.ops.batchnorm, name).default
+            torch.library.opcheck(operator, operands, test_utils=checks)
 
 
 def test_jax_transformations_compose() -> None:

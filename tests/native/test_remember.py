@@ -35,7 +35,8 @@ def given(dtype: str) -> tuple[Moments, dict[str, np.ndarray]]:
 
 
 def expected(options: Options, state: Any, moments: Moments) -> dict[str, np.ndarray]:
-    return host.quietly(remember, host, options, state, moments, True, False)
+    new = host.quietly(remember, host, options, state, moments, True, False, False)
+    return {**state, **new}
 
 
 def run(dtype: int, moments: Any, how: tuple[Any, ...], old: Any, new: Any) -> int:
@@ -140,6 +141,50 @@ def test_tensorflow_takes_the_kernel(unbiased: bool, propagate: bool, momentum: 
         assert eager[name].dtype == traced[name].dtype == state[name].dtype
         np.testing.assert_array_equal(eager[name], value, err_msg=name)
         np.testing.assert_array_equal(traced[name], value, err_msg=name)
+
+
+@OPTIONS
+def test_torch_takes_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, unbiased: bool, propagate: bool, momentum: float
+) -> None:
+    """With a state in the shapes of parameters of several axes, and nothing of it changed."""
+    import torch
+
+    import batchnorm
+    from batchnorm._native import torch as kernels
+
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, 5, 2)).astype("float32"))
+    x[:, 1, :, 0] = torch.nan
+    how = {
+        "axis": (1, 3), "momentum": momentum, "unbiased_moving_variance": unbiased,
+        "on_nonfinite": "propagate" if propagate else "skip",
+    }  # fmt: skip
+    taken = []
+
+    def remembered(*operands: Any) -> Any:
+        taken.append(original(*operands))
+        return taken[-1]
+
+    original = kernels.remember
+    monkeypatch.setattr(kernels, "remember", remembered)
+    _, state = batchnorm.init(x, axis=(1, 3))
+    before = {name: one.clone() for name, one in state.items()}
+    # NumPy remembers where the kernel does not hold the state
+    others = [
+        {name: one.long() if "updates" in name else one for name, one in state.items()},
+        {**state, "moving_mean": torch.zeros(1, 2, 1, 3).transpose(1, 3)},
+        {**state, "moving_variance": torch._neg_view(-state["moving_variance"])},
+    ]
+    new = batchnorm.batch_norm(x, {}, state, training=True, **how)[1]
+    for other in others:
+        wanted = batchnorm.batch_norm(x, {}, other, training=True, **how)[1]
+        for name, value in wanted.items():
+            assert new[name].shape == value.shape == state[name].shape
+            assert (new[name].dtype, value.dtype) == (state[name].dtype, other[name].dtype)
+            np.testing.assert_array_equal(new[name], value.resolve_neg(), err_msg=name)
+    assert [one is not None for one in taken] == [True, False, False]
+    for name, value in before.items():
+        np.testing.assert_array_equal(state[name], value, err_msg=name)
 
 
 def test_tensorflow_keeps_what_else_a_state_holds() -> None:

@@ -1,14 +1,15 @@
 """The kernels as PyTorch operators, without derivatives: `torch.ops.batchnorm`.
 
-Every operator takes x as the view `[A, G, B, C, D]`, weights as `[A, G or 1, B, 1, D]` with any
-size 1 instead, and per-channel vectors of shape `[G, C]` in the statistics' type, count `[G, 1]`.
+Every operator takes x with the sizes `[A, G, B, C, D]` that it reads as, weights as
+`[A, G or 1, B, 1, D]` with any size 1 instead, and per-channel vectors of G * C elements in the
+statistics' type, count of G. Results like x have its shape, gradients that of their vector.
 
 Importing this module defines the operators; it raises `KernelsUnavailable` where there are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,40 @@ import torch
 from torch import Tensor
 
 from batchnorm._native import torch_call
-from batchnorm._native.torch_call import Call, statistics_type
+from batchnorm._native.library import check
+from batchnorm._native.torch_call import Call, arranged, like, statistics_type
 
+_X = "Tensor x, SymInt[] sizes"
+_MEAN = "Tensor mean, Tensor? remainder, Tensor variance"
+_AFFINE = "Tensor? scale, Tensor? offset"
 _DEFINITIONS = {
-    "moments": "(Tensor x, Tensor? weights) -> (Tensor, Tensor, Tensor, Tensor)",
-    "standardize": "(Tensor x, Tensor? weights, Tensor mean, Tensor? remainder, Tensor variance, "
-    "Tensor? count, Tensor? scale, Tensor? offset, Tensor? live, float epsilon, int activation, "
-    "bool frozen) -> Tensor",
-    "forward": "(Tensor x, Tensor? weights, Tensor? scale, Tensor? offset, float epsilon, "
-    "int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "backward": "(Tensor x, Tensor dy, Tensor? weights, Tensor mean, Tensor? remainder, "
-    "Tensor variance, Tensor? count, Tensor? scale, Tensor? offset, Tensor? live, float epsilon, "
-    "int activation, bool frozen) -> (Tensor, Tensor, Tensor)",
-    "backward_sums": "(Tensor x, Tensor dy, Tensor? weights, Tensor mean, Tensor? remainder, "
-    "Tensor variance, Tensor? scale, Tensor? offset, float epsilon, int activation) "
-    "-> (Tensor, Tensor)",
-    "backward_input": "(Tensor x, Tensor dy, Tensor? weights, Tensor mean, Tensor? remainder, "
-    "Tensor variance, Tensor count, Tensor? scale, Tensor? offset, Tensor? live, Tensor sum_dy, "
-    "Tensor sum_dy_xh, float epsilon, int activation) -> Tensor",
+    "moments": f"({_X}, Tensor? weights) -> (Tensor, Tensor, Tensor, Tensor)",
+    "standardize": f"({_X}, Tensor? weights, {_MEAN}, Tensor? count, {_AFFINE}, Tensor? live, "
+    "float epsilon, int activation, bool frozen) -> Tensor",
+    "forward": f"({_X}, Tensor? weights, {_AFFINE}, float epsilon, int activation) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "backward": f"({_X}, Tensor dy, Tensor? weights, {_MEAN}, Tensor? count, {_AFFINE}, "
+    "Tensor? live, float epsilon, int activation, bool frozen) -> (Tensor, Tensor, Tensor)",
+    "backward_sums": f"({_X}, Tensor dy, Tensor? weights, {_MEAN}, {_AFFINE}, float epsilon, "
+    "int activation) -> (Tensor, Tensor)",
+    "backward_input": f"({_X}, Tensor dy, Tensor? weights, {_MEAN}, Tensor count, {_AFFINE}, "
+    "Tensor? live, Tensor sum_dy, Tensor sum_dy_xh, float epsilon, int activation) -> Tensor",
 }
 _registry = torch.library.Library("batchnorm", "DEF")
 for _name, _schema in _DEFINITIONS.items():
     _registry.define(_name + _schema)
 
 
-def _moments(x: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
-    call = Call(x, weights)
+def _moments(x: Tensor, sizes: Sequence[int], weights: Tensor | None) -> tuple[Tensor, ...]:
+    call = Call(x, sizes, weights)
     outputs = call.fresh_moments()
-    call.run("bn_moments", *(one.data_ptr() for one in outputs))
+    call.run("bn_moments", *map(Tensor.data_ptr, outputs))
     return outputs
 
 
 def _standardize(
     x: Tensor,
+    sizes: Sequence[int],
     weights: Tensor | None,
     mean: Tensor,
     remainder: Tensor | None,
@@ -61,7 +63,7 @@ def _standardize(
     activation: int,
     frozen: bool,
 ) -> Tensor:
-    call = Call(x, weights)
+    call = Call(x, sizes, weights)
     y = call.fresh()
     call.run(
         "bn_standardize",
@@ -73,13 +75,14 @@ def _standardize(
 
 def _forward(
     x: Tensor,
+    sizes: Sequence[int],
     weights: Tensor | None,
     scale: Tensor | None,
     offset: Tensor | None,
     epsilon: float,
     activation: int,
 ) -> tuple[Tensor, ...]:
-    call = Call(x, weights)
+    call = Call(x, sizes, weights)
     y, moments = call.fresh(), call.fresh_moments()
     call.run(
         "bn_forward",
@@ -87,13 +90,19 @@ def _forward(
         call.vector(scale),
         call.vector(offset),
         activation,
-        *(one.data_ptr() for one in (*moments, y)),
+        *map(Tensor.data_ptr, (*moments, y)),
     )
     return y, *moments
 
 
+def _sums(mean: Tensor, scale: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """sum_dy and sum_dy_xh, to be written: the gradients of offset and scale, in their shapes."""
+    return tuple(torch.empty_like(mean if one is None else one) for one in (offset, scale))
+
+
 def _backward(
     x: Tensor,
+    sizes: Sequence[int],
     dy: Tensor,
     weights: Tensor | None,
     mean: Tensor,
@@ -107,21 +116,22 @@ def _backward(
     activation: int,
     frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call = Call(x, weights, dy)
-    dx, sum_dy, sum_dy_xh = call.fresh(), torch.empty_like(mean), torch.empty_like(mean)
+    call = Call(x, sizes, weights, dy)
+    dx, (sum_dy, sum_dy_xh) = call.fresh(), _sums(mean, scale, offset)
     call.run(
         "bn_backward",
         call.count(count),
         *call.standardizing(mean, remainder, variance, epsilon, scale, offset, activation),
         call.vector(live),
         frozen,
-        *(one.data_ptr() for one in (sum_dy, sum_dy_xh, dx)),
+        *map(Tensor.data_ptr, (sum_dy, sum_dy_xh, dx)),
     )
     return dx, sum_dy, sum_dy_xh
 
 
 def _backward_sums(
     x: Tensor,
+    sizes: Sequence[int],
     dy: Tensor,
     weights: Tensor | None,
     mean: Tensor,
@@ -132,8 +142,8 @@ def _backward_sums(
     epsilon: float,
     activation: int,
 ) -> tuple[Tensor, Tensor]:
-    call = Call(x, weights, dy)
-    sum_dy, sum_dy_xh = torch.empty_like(mean), torch.empty_like(mean)
+    call = Call(x, sizes, weights, dy)
+    sum_dy, sum_dy_xh = _sums(mean, scale, offset)
     call.run(
         "bn_backward_sums",
         *call.standardizing(mean, remainder, variance, epsilon, scale, offset, activation),
@@ -145,6 +155,7 @@ def _backward_sums(
 
 def _backward_input(
     x: Tensor,
+    sizes: Sequence[int],
     dy: Tensor,
     weights: Tensor | None,
     mean: Tensor,
@@ -159,7 +170,7 @@ def _backward_input(
     epsilon: float,
     activation: int,
 ) -> Tensor:
-    call = Call(x, weights, dy)
+    call = Call(x, sizes, weights, dy)
     dx = call.fresh()
     call.run(
         "bn_backward_input",
@@ -174,29 +185,63 @@ def _backward_input(
     return dx
 
 
-def _fake_vectors(x: Tensor, *columns: int) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty((x.shape[1], c), dtype=statistics_type(x)) for c in columns)
+def remember(
+    state: Mapping[str, Tensor],
+    moments: Sequence[Tensor],
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> dict[str, Tensor] | None:
+    """The moving averages and counters after a step; None for a state that is laid out otherwise.
+
+    No operator: nothing is differentiated, and a tracer takes another way.
+    """
+    mean = moments[0]
+    names = [
+        name for name in ("moving_mean", "moving_variance", "skipped_updates") if name in state
+    ]
+    old = [state[name] for name in names]
+    for one, dtype in zip(old, (mean.dtype, mean.dtype, torch.int32), strict=False):
+        if one.dtype is not dtype or one.numel() != mean.numel() or not one.is_contiguous():
+            return None
+    new = [torch.empty_like(one) for one in old]
+    given, made = ([*map(Tensor.data_ptr, some), None][:3] for some in (old, new))
+    pointers = (*map(Tensor.data_ptr, moments), momentum, unbiased, propagate, *given, *made)
+    code = torch_call.CODES[mean.dtype]
+    check(torch_call.kernels, torch_call.kernels.bn_remember(code, *mean.shape, *pointers))
+    result = dict(zip(names, new, strict=True))
+    if "num_updates" in state:
+        result["num_updates"] = state["num_updates"] + 1
+    return result
 
 
-def _fake_moments(x: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
-    c = x.shape[3]
-    return _fake_vectors(x, c, c, c, 1)
+def _fake_moments(x: Tensor, sizes: Sequence[int], weights: Tensor | None) -> tuple[Tensor, ...]:
+    _, g, _, c, _ = sizes
+    return tuple(x.new_empty((g, n), dtype=statistics_type(x)) for n in (c, c, c, 1))
 
 
-def _fake_standardize(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+def _fake_standardize(x: Tensor, sizes: Sequence[int], *_: Any) -> Tensor:
+    return like(arranged(x, sizes)[0], x)
 
 
-def _fake_forward(x: Tensor, weights: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), *_fake_moments(x, weights)
+def _fake_forward(
+    x: Tensor, sizes: Sequence[int], weights: Tensor | None, *_: Any
+) -> tuple[Tensor, ...]:
+    return _fake_standardize(x, sizes), *_fake_moments(x, sizes, weights)
 
 
-def _fake_backward(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), *_fake_backward_sums(x)
+def _fake_backward(
+    x: Tensor, sizes: Sequence[int], dy: Tensor, weights: Tensor | None, *vectors: Any
+) -> tuple[Tensor, ...]:
+    mean, _, _, _, scale, offset, *_ = vectors
+    return _fake_standardize(x, sizes), *_sums(mean, scale, offset)
 
 
-def _fake_backward_sums(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return _fake_vectors(x, x.shape[3], x.shape[3])
+def _fake_backward_sums(
+    x: Tensor, sizes: Sequence[int], dy: Tensor, weights: Tensor | None, *vectors: Any
+) -> tuple[Tensor, ...]:
+    mean, _, _, scale, offset, *_ = vectors
+    return _sums(mean, scale, offset)
 
 
 def one_by_one(operator: Any) -> Any:
@@ -206,7 +251,7 @@ def one_by_one(operator: Any) -> Any:
         slices = [
             operator(
                 *(
-                    value if dim is None else value.select(dim, i)
+                    value.select(dim, i) if isinstance(dim, int) else value
                     for value, dim in zip(arguments, in_dims, strict=True)
                 )
             )

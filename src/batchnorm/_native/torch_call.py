@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from batchnorm._native.library import DTYPES, check, load
 
 kernels = load()
 HUGE = 2 << 20  # bytes of an output whose page faults may cost more than the kernel
-_CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
+CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -25,46 +26,68 @@ def statistics_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
+def arranged(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, bool]:
+    """x in an order of memory that the kernels read, and whether its channels lie behind D.
+
+    `channels_last` memory is such an order: D in front of C. Any other is copied.
+    """
+    if x.is_contiguous():
+        return x, False
+    x = x.reshape(sizes)
+    if x.transpose(3, 4).is_contiguous():
+        return x, True
+    return x.contiguous(), False
+
+
+def like(arranged: Tensor, x: Tensor) -> Tensor:
+    """An output in the memory order of `arranged` and the shape of x."""
+    out = torch.empty_like(arranged)
+    return out if out.shape == x.shape else out.view(x.shape)
+
+
 class Call:
     """One call of a kernel: its big operands in an order that it reads, alive while it runs.
-
-    `channels_last` memory holds the channels behind D: the same kernels, with D in front of C. Any
-    other order is copied.
 
     Raises:
         ValueError: an operand is not what the kernel would read.
     """
 
-    __slots__ = ("dtype", "dy", "first", "groups", "rows", "weights", "x")
+    __slots__ = ("dtype", "dy", "first", "given", "groups", "rows", "sizes", "weights", "x")
 
-    def __init__(self, x: Tensor, weights: Tensor | None, dy: Tensor | None = None) -> None:
-        x = x.resolve_neg()  # the imaginary part of a conjugate: its memory has the other sign
-        a, g, b, c, d = x.shape
-        dense = x.is_contiguous()
-        native = not dense and x.transpose(3, 4).is_contiguous()
-        self.x = x if dense or native else x.contiguous()
+    def __init__(
+        self, x: Tensor, sizes: Sequence[int], weights: Tensor | None, dy: Tensor | None = None
+    ) -> None:
+        a, g, b, c, d = sizes
+        if x.numel() != a * g * b * c * d:
+            raise ValueError(
+                f"batchnorm kernels: sizes must be those of x, {x.numel()} elements; got "
+                f"{tuple(sizes)}."
+            )
+        self.given, self.sizes = x, sizes
+        # the imaginary part of a conjugate: its memory has the other sign
+        self.x, native = arranged(x.resolve_neg(), sizes)
         self.groups, self.rows = (g, 1), (g, c)
         self.dtype = statistics_type(x)
-        sizes: tuple[int, ...] = (a, g, b * d, c, 1) if native else (a, g, b, c, d)
-        self.first: list[Any] = [_CODES[x.dtype], _sizes(*sizes), self.x.data_ptr()]
+        read = _sizes(a, g, b * d, c, 1) if native else _sizes(a, g, b, c, d)
+        self.first: list[Any] = [CODES[x.dtype], read, self.x.data_ptr()]
         if dy is not None:
             self.dy = self._like_x(dy, native)
             self.first.append(self.dy.data_ptr())
         if weights is None:
             self.first += (None, None)
             return
-        self.weights, sizes = self._dense_weights(weights, native)
-        self.first += (self.weights.data_ptr(), _sizes(*sizes))
+        self.weights, wsizes = self._dense_weights(weights, native)
+        self.first += (self.weights.data_ptr(), _sizes(*wsizes))
 
     def _like_x(self, dy: Tensor, native: bool) -> Tensor:
         """dy in x's memory order."""
-        if dy.dtype is not self.x.dtype or dy.shape != self.x.shape:
+        if dy.dtype is not self.given.dtype or dy.shape != self.given.shape:
             raise ValueError(
-                f"batchnorm kernels: dy must be like x, {self.x.dtype} of shape "
-                f"{tuple(self.x.shape)}; got {dy.dtype} of shape {tuple(dy.shape)}."
+                f"batchnorm kernels: dy must be like x, {self.given.dtype} of shape "
+                f"{tuple(self.given.shape)}; got {dy.dtype} of shape {tuple(dy.shape)}."
             )
         dy = dy.resolve_neg()
-        return dy.transpose(3, 4).contiguous().transpose(3, 4) if native else dy.contiguous()
+        return dy.reshape(self.sizes).transpose(3, 4).contiguous() if native else dy.contiguous()
 
     def _dense_weights(self, weights: Tensor, native: bool) -> tuple[Tensor, tuple[int, ...]]:
         """Weights that the kernels read, and their sizes."""
@@ -75,7 +98,7 @@ class Call:
                 f"{tuple(weights.shape)}."
             )
         if native and (b, d) != (1, 1):  # B and D are one run now
-            weights = weights.expand(-1, -1, self.x.shape[2], 1, self.x.shape[4])
+            weights = weights.expand(-1, -1, self.sizes[2], 1, self.sizes[4])
             b, d = weights.shape[2] * weights.shape[4], 1
         return weights.to(self.dtype).resolve_neg().contiguous(), (a, g, b, d)
 
@@ -123,7 +146,7 @@ class Call:
 
     def fresh(self) -> Tensor:
         """An output like x."""
-        out = torch.empty_like(self.x)
+        out = like(self.x, self.given)
         if out.nbytes >= HUGE:
             kernels.bn_advise_huge(out.data_ptr(), out.nbytes)
         return out

@@ -1,10 +1,12 @@
 """One file per framework: a few array operations, and the two big steps.
 
 Every file here defines the same functions with the same signatures (tests/backends holds them to
-it); `composite.py` writes the big steps in terms of the small ones. `row` lays a vector out as
-`[R, C]`, or leaves `(C,)` as it is where that broadcasts alike and is cheaper; `per_channel` gives
-it the number of elements that the kernels take. The core picks a backend from the tensor it is
-given, so that one process can use all three frameworks.
+it); `composite.py` writes the big steps in terms of the small ones. The core picks a backend from
+the tensor it is given, so that one process can use all three frameworks.
+
+    row(x, shape)           a vector as `[R, C]`, or `(C,)` where that broadcasts like it
+    per_channel(x, shape)   a row as the kernels take it, in full
+    known(mask)             True where all of it is and its values are at hand, else the mask
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 from batchnorm._moments import Moments
 
 Tensor = Any
+Sizes = tuple[Any, Any, Any, Any, Any]
 
 REDUCED = (0, 2, 4)
 
@@ -21,18 +22,19 @@ def statistics_dtype(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
-def moments(ops: Any, x: Tensor, weights: Tensor | None) -> Moments:
+def moments(ops: Any, x: Tensor, sizes: Sizes, weights: Tensor | None) -> Moments:
     """Mean, biased variance and count per group and channel, accurate at any offset.
 
     Formula: with a shift near the mean, mean = shift + E[x - shift] and
     variance = E[(x - mean)^2]; the variance gets one correction step, v + E[(x - mean)^2 - v],
     because some frameworks add a million float32 numbers one after the other.
 
-    Shapes: x `[A, G, B, C, D]`, weights `[A, G or 1, B, 1, D]` -> `[G, C]`, count `[G, 1]`.
+    Shapes: x reads as `[A, G, B, C, D]`, the `sizes`; weights `[A, G or 1, B, 1, D]` -> `[G, C]`,
+    count `[G, 1]`.
     """
-    a, g, b, c, d = ops.shape(x)
+    a, g, b, c, d = sizes
     dtype = statistics_dtype(ops.dtype(x))
-    x = ops.cast(x, dtype)
+    x = ops.cast(ops.reshape(x, sizes), dtype)
     if weights is None:
         total = ops.full((1, 1, 1, 1, 1), a * b * d, dtype, x)
     else:
@@ -62,6 +64,7 @@ def moments(ops: Any, x: Tensor, weights: Tensor | None) -> Moments:
 def standardize(
     ops: Any,
     x: Tensor,
+    sizes: Sizes,
     moments: Moments,
     scale: Tensor | None,
     offset: Tensor | None,
@@ -74,14 +77,15 @@ def standardize(
     Edge cases: variance + epsilon = 0 gives y = offset (D33). Where the weight is 0 and x is not
     finite, y = offset and no gradient passes, as if the value were not there.
 
-    Shapes: x `[A, G, B, C, D]`; vectors `[G or 1, C]` or `(C,)`; weights `[A, G or 1, B, 1, D]`.
+    Shapes: x, which reads as `[A, G, B, C, D]`, the `sizes`, and y of x's shape; vectors
+    `[G or 1, C]` or `(C,)`; weights `[A, G or 1, B, 1, D]`.
     """
 
     def spread(vector: Tensor) -> Tensor:
         *rows, columns = ops.shape(vector)
         return ops.reshape(vector, (1, *(rows or [1]), 1, columns, 1))
 
-    wide = ops.cast(x, statistics_dtype(ops.dtype(x)))
+    wide = ops.cast(ops.reshape(x, sizes), statistics_dtype(ops.dtype(x)))
     centered = wide - spread(moments.mean)
     if moments.remainder is not None:
         centered = centered - spread(moments.remainder)
@@ -94,7 +98,7 @@ def standardize(
         y = ops.add(y, spread(offset))
     if excluded is not None:
         y = ops.where(excluded, ops.stop_gradient(y), y)
-    return ops.cast(_activated(ops, y, activation), ops.dtype(x))
+    return ops.reshape(ops.cast(_activated(ops, y, activation), ops.dtype(x)), ops.shape(x))
 
 
 def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:

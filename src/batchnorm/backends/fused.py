@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from batchnorm._moments import Moments, attached
 from batchnorm.backends import composite
+from batchnorm.backends.composite import Sizes
 
 Tensor = Any
 
@@ -33,14 +34,14 @@ class Vectors(NamedTuple):
 
 def vectors(
     ops: Any,
-    x: Tensor,
+    sizes: Sizes,
     moments: Moments,
     scale: Tensor | None,
     offset: Tensor | None,
     live: bool | Tensor,
 ) -> Vectors:
-    """Everything that standardizing x needs besides x, in full size."""
-    _, g, _, c, _ = ops.shape(x)
+    """Everything that standardizing needs besides x, in full size."""
+    _, g, _, c, _ = sizes
 
     def full(vector: Tensor | None, columns: Any = c) -> Tensor | None:
         return None if vector is None else ops.per_channel(vector, (g, columns))
@@ -62,6 +63,7 @@ def vectors(
 def recomputed(
     ops: Any,
     x: Tensor,
+    sizes: Sizes,
     weights: Tensor | None,
     given: Vectors,
     epsilon: float,
@@ -72,7 +74,7 @@ def recomputed(
     """y by the composite path, a function of x through its moments too: for second derivatives."""
     used = Moments(given.mean, given.remainder, given.variance, given.count)
     if not frozen:
-        measured = composite.moments(ops, x, weights)
+        measured = composite.moments(ops, x, sizes, weights)
         if replicas is not None:  # the groups that are not live take their moments from `given`
             measured = attached(ops, used, measured, replicas)
         if given.live is None:
@@ -87,4 +89,6 @@ def recomputed(
                 measured.count,
             )
     name = "relu" if activation == ACTIVATIONS["relu"] else None
-    return composite.standardize(ops, x, used, given.scale, given.offset, epsilon, weights, name)
+    return composite.standardize(
+        ops, x, sizes, used, given.scale, given.offset, epsilon, weights, name
+    )

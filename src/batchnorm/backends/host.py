@@ -62,6 +62,11 @@ def stop_gradient(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def known(mask: np.ndarray) -> Any:
+    """True where all of the mask is, else the mask."""
+    return True if np.count_nonzero(mask) == mask.size else mask
+
+
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
     """value, unless the condition is false: then the error."""
     if not condition:

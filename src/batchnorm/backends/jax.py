@@ -15,6 +15,7 @@ from batchnorm._moments import Moments
 from batchnorm._native.jax_axes import explicit, varying_alike
 from batchnorm.backends import composite, jax_replicas
 from batchnorm.backends.callers import callers
+from batchnorm.backends.composite import Sizes
 from batchnorm.backends.fused import ACTIVATIONS, Vectors, recomputed, vectors
 from batchnorm.backends.jax_replicas import Replicas
 
@@ -37,8 +38,7 @@ ones_like = jnp.ones_like
 zeros_like = jnp.zeros_like
 transpose = jnp.transpose
 broadcast_to = jnp.broadcast_to
-row = reshape  # see `batchnorm.backends`
-per_channel = broadcast_to
+per_channel = broadcast_to  # see `batchnorm.backends`
 concatenate = jnp.concatenate
 replicas = jax_replicas.replicas
 aligned = jax_replicas.aligned
@@ -82,6 +82,9 @@ def reshape(x: jax.Array, shape: Any) -> jax.Array:
         ) from error
 
 
+row = reshape  # see `batchnorm.backends`
+
+
 def full(shape: Sequence[Any], value: Any, dtype: str, like: jax.Array) -> jax.Array:
     return jnp.full(shape, value, dtype)
 
@@ -122,6 +125,10 @@ def remembered(
     return None
 
 
+def known(mask: jax.Array) -> jax.Array:
+    return mask
+
+
 def check(condition: Any, error: type[Exception], message: str, value: jax.Array) -> jax.Array:
     """value, unless the condition is false: then the error, at run time under jit."""
 
@@ -154,15 +161,17 @@ def why_not(x: jax.Array) -> str | None:
     return UNAVAILABLE
 
 
-def moments(x: jax.Array, weights: jax.Array | None, fused: bool) -> Moments:
+def moments(x: jax.Array, sizes: Sizes, weights: jax.Array | None, fused: bool) -> Moments:
     """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
     if not fused:
-        return composite.moments(_ops, x, weights)
+        return composite.moments(_ops, x, sizes, weights)
+    x = reshape(x, sizes)
     return Moments(*kernels.moments(*varying_alike((stop_gradient(x), weights))))
 
 
 def standardize(
     x: jax.Array,
+    sizes: Sizes,
     moments: Moments,
     scale: jax.Array | None,
     offset: jax.Array | None,
@@ -178,16 +187,20 @@ def standardize(
     With `replicas`, the moments came from x on all of them.
     """
     if not fused:
-        return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
-    given = vectors(_ops, x, moments, scale, offset, live)
+        return composite.standardize(
+            _ops, x, sizes, moments, scale, offset, epsilon, weights, activation
+        )
+    whole, x = shape(x), reshape(x, sizes)
+    given = vectors(_ops, sizes, moments, scale, offset, live)
     constants = (weights, given._replace(scale=None, offset=None))
     static = (epsilon, ACTIVATIONS[activation], live is False, replicas)
     affine = (given.scale, given.offset)
-    return _standardize(static, *varying_alike((x, affine, constants)))
+    return reshape(_standardize(static, *varying_alike((x, affine, constants))), whole)
 
 
 def forward(
     x: jax.Array,
+    sizes: Sizes,
     scale: jax.Array | None,
     offset: jax.Array | None,
     epsilon: float,
@@ -197,15 +210,15 @@ def forward(
 ) -> tuple[jax.Array, Moments]:
     """`moments`, then `standardize` with them: one kernel where it is fused."""
     if not fused:
-        measured = moments(x, weights, False)
+        measured = moments(x, sizes, weights, False)
         return standardize(
-            x, measured, scale, offset, epsilon, weights, True, activation, False
+            x, sizes, measured, scale, offset, epsilon, weights, True, activation, False
         ), measured
-    _, g, _, c, _ = x.shape
+    _, g, _, c, _ = sizes
     affine = tuple(None if v is None else jnp.broadcast_to(v, (g, c)) for v in (scale, offset))
     static = (epsilon, ACTIVATIONS[activation], False, None)
-    y, *measured = _forward(static, *varying_alike((x, affine, weights)))
-    return y, Moments(*measured)
+    y, *measured = _forward(static, *varying_alike((reshape(x, sizes), affine, weights)))
+    return reshape(y, shape(x)), Moments(*measured)
 
 
 def affine(
@@ -282,7 +295,7 @@ def _backward_derivative(static: Any, saved: Any, upstream: Any) -> Any:
     def gradients(x: Any, dy: Any, affine: Any) -> Any:
         def y_of(x: Any, affine: Any) -> Any:
             full = given._replace(scale=affine[0], offset=affine[1])
-            return recomputed(_ops, x, weights, full, *static)
+            return recomputed(_ops, x, x.shape, weights, full, *static)
 
         return jax.vjp(y_of, x, affine)[1](dy)
 

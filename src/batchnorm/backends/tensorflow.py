@@ -15,6 +15,7 @@ from batchnorm._moments import Moments
 from batchnorm._native.tensorflow_constants import constant
 from batchnorm.backends import composite, tensorflow_operators, tensorflow_replicas
 from batchnorm.backends.callers import callers
+from batchnorm.backends.composite import Sizes
 from batchnorm.backends.fused import ACTIVATIONS, vectors
 from batchnorm.backends.host import HELD
 from batchnorm.backends.tensorflow_replicas import Replicas
@@ -182,7 +183,11 @@ def remembered(
     held |= {name: "int32" for name in ("skipped_updates", "num_updates") if name in state}
     if builtins.any(dtype(state[name]) != one for name, one in held.items()):
         return None
-    return dict(state) | kernels.remember(moments, state, momentum, unbiased, propagate)
+    return kernels.remember(moments, state, momentum, unbiased, propagate)
+
+
+def known(mask: tf.Tensor) -> tf.Tensor:
+    return mask
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
@@ -230,15 +235,17 @@ def _compiles_with_xla() -> bool:
     return any((getattr(one, "attributes", None) or {}).get("_XlaMustCompile") for one in options)
 
 
-def moments(x: tf.Tensor, weights: tf.Tensor | None, fused: bool) -> Moments:
+def moments(x: tf.Tensor, sizes: Sizes, weights: tf.Tensor | None, fused: bool) -> Moments:
     """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
     if not fused:
-        return composite.moments(_ops, x, weights)
+        return composite.moments(_ops, x, sizes, weights)
+    x = reshape(x, sizes)
     return Moments(*kernels.moments(tf.stop_gradient(x), weights))
 
 
 def standardize(
     x: tf.Tensor,
+    sizes: Sizes,
     moments: Moments,
     scale: tf.Tensor | None,
     offset: tf.Tensor | None,
@@ -254,17 +261,24 @@ def standardize(
     With `replicas`, the moments came from x on all of them.
     """
     if not fused:
-        return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
-    given = vectors(_ops, x, moments, scale, offset, live)
+        return composite.standardize(
+            _ops, x, sizes, moments, scale, offset, epsilon, weights, activation
+        )
+    whole, x = shape(x), reshape(x, sizes)
+    given = vectors(_ops, sizes, moments, scale, offset, live)
     if replicas is not None and live is not False:
-        return tensorflow_operators.standardize_over(
+        y = tensorflow_operators.standardize_over(
             replicas, x, weights, given, epsilon, ACTIVATIONS[activation]
         )
-    return kernels.standardize(x, weights, given, epsilon, ACTIVATIONS[activation], live is False)
+    else:
+        how = (epsilon, ACTIVATIONS[activation], live is False)
+        y = kernels.standardize(x, weights, given, *how)
+    return reshape(y, whole)
 
 
 def forward(
     x: tf.Tensor,
+    sizes: Sizes,
     scale: tf.Tensor | None,
     offset: tf.Tensor | None,
     epsilon: float,
@@ -274,14 +288,17 @@ def forward(
 ) -> tuple[tf.Tensor, Moments]:
     """`moments`, then `standardize` with them: one kernel where it is fused."""
     if not fused:
-        measured = moments(x, weights, False)
+        measured = moments(x, sizes, weights, False)
         return standardize(
-            x, measured, scale, offset, epsilon, weights, True, activation, False
+            x, sizes, measured, scale, offset, epsilon, weights, True, activation, False
         ), measured
-    _, g, _, c, _ = shape(x)
+    _, g, _, c, _ = sizes
     scale, offset = (None if v is None else per_channel(v, (g, c)) for v in (scale, offset))
-    y, *measured = kernels.forward(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
-    return y, Moments(*measured)
+    laid_out = reshape(x, sizes)
+    y, *measured = kernels.forward(
+        laid_out, weights, scale, offset, epsilon, ACTIVATIONS[activation]
+    )
+    return reshape(y, shape(x)), Moments(*measured)
 
 
 def affine(

@@ -87,7 +87,10 @@ def standardize_over(
                 outer.watch(inputs)
                 with tf.GradientTape() as inner:
                     inner.watch(inputs)
-                    y = recomputed(backend_of(x), x, weights, named(affine), *how, False, replicas)
+                    sizes = backend_of(x).shape(x)
+                    y = recomputed(
+                        backend_of(x), x, sizes, weights, named(affine), *how, False, replicas
+                    )
                 first = inner.gradient(y, [x, *affine], dy)
                 total = tf.add_n(
                     [
@@ -119,7 +122,8 @@ def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
         outer.watch(inputs)
         with tf.GradientTape() as inner:
             inner.watch(inputs)
-            y = recomputed(backend_of(x), x, w, named._replace(scale=scale, offset=offset), *how)
+            full = named._replace(scale=scale, offset=offset)
+            y = recomputed(backend_of(x), x, backend_of(x).shape(x), w, full, *how)
         dx, sum_dy_xh, sum_dy = inner.gradient(y, [x, scale, offset], dy)
         total = tf.add_n(
             [

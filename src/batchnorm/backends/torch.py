@@ -11,13 +11,16 @@ import torch
 
 from batchnorm._moments import Moments
 from batchnorm.backends import composite, torch_operators, torch_replicas
+from batchnorm.backends.composite import Sizes
 from batchnorm.backends.fused import ACTIVATIONS, vectors
 from batchnorm.backends.host import HELD
-from batchnorm.backends.torch_operators import PLAIN, StandardizeOver, observed, operator
+from batchnorm.backends.torch_operators import PLAIN, StandardizeOver, observed, run
 from batchnorm.backends.torch_replicas import Replicas
 
 _ops = sys.modules[__name__]
 UNAVAILABLE = torch_operators.UNAVAILABLE
+if UNAVAILABLE is None:
+    from batchnorm._native import torch as kernels
 
 where = torch.where
 sqrt = torch.sqrt
@@ -51,6 +54,9 @@ _NAMES = {
 }
 
 
+_HELD = {getattr(torch, name) for name in HELD}
+
+
 def dtype(x: torch.Tensor) -> str:
     return _NAMES[x.dtype]
 
@@ -68,12 +74,19 @@ def broadcast_to(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
     return x if x.shape == tuple(shape) else torch.broadcast_to(x, shape)
 
 
-row = reshape  # see `batchnorm.backends`
-per_channel = broadcast_to
+def row(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    """x as `[R, C]`; `(C,)` broadcasts like `[1, C]` as it stands, and has no reshape to undo."""
+    return x if x.dim() == 1 and shape[0] == 1 else reshape(x, shape)
+
+
+def per_channel(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    """x as the kernels take it: as many elements as `shape`, contiguous."""
+    rows, columns = shape
+    return (x if x.numel() == rows * columns else x.expand(shape)).contiguous()
 
 
 def shape(x: torch.Tensor) -> tuple[Any, ...]:
-    return tuple(x.shape)
+    return x.shape
 
 
 runtime_shape = shape
@@ -113,21 +126,32 @@ def concrete(value: Any) -> Any:
 
 def on_host(tensors: Sequence[torch.Tensor]) -> list[Any] | None:
     """The values as NumPy arrays, where that is free, else None. Not to be written."""
-    if torch.compiler.is_compiling() or observed():
+    if not _at_hand(tensors):
         return None
-    arrays = []
+    return [(one.detach() if one.requires_grad else one).numpy() for one in tensors]
+
+
+def _at_hand(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether nobody looks on, and everything is plain memory of this machine."""
+    if torch.compiler.is_compiling() or observed():
+        return False
     for one in tensors:
-        if type(one) not in PLAIN or not one.is_cpu or dtype(one) not in HELD:
-            return None
-        arrays.append((one.detach() if one.requires_grad else one).numpy())
-    return arrays
+        if type(one) not in PLAIN or one.dtype not in _HELD or not one.is_cpu or one.is_neg():
+            return False
+    return True
+
+
+def known(mask: torch.Tensor) -> torch.Tensor:
+    return mask
 
 
 def remembered(
     state: Mapping[str, Any], moments: Moments, momentum: float, unbiased: bool, propagate: bool
 ) -> dict[str, Any] | None:
-    """None: `on_host` takes no time here."""
-    return None
+    """The plain moving averages after a step, by one kernel; None where it does not hold them."""
+    if not _at_hand((*state.values(), *moments)):
+        return None
+    return kernels.remember(state, moments, momentum, unbiased, propagate)
 
 
 def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
@@ -150,22 +174,25 @@ def recomputing() -> bool:
 
 def why_not(x: torch.Tensor) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
-    if UNAVAILABLE is None and x.device.type != "cpu":
+    if UNAVAILABLE is not None:
+        return UNAVAILABLE
+    if not x.is_cpu:
         return f"The native kernels run on the CPU; the input is on {x.device}."
-    if UNAVAILABLE is None and torch_operators.differentiates_forward():
+    if torch_operators.differentiates_forward():
         return "The native kernels have no forward-mode derivative."
-    return UNAVAILABLE
+    return None
 
 
-def moments(x: torch.Tensor, weights: torch.Tensor | None, fused: bool) -> Moments:
+def moments(x: torch.Tensor, sizes: Sizes, weights: torch.Tensor | None, fused: bool) -> Moments:
     """See `composite.moments`. Fused moments are constants: `standardize` has their derivative."""
     if not fused:
-        return composite.moments(_ops, x, weights)
-    return Moments(*operator("moments")(x.detach(), weights))
+        return composite.moments(_ops, x, sizes, weights)
+    return Moments(*run("moments", x.detach(), sizes, weights))
 
 
 def standardize(
     x: torch.Tensor,
+    sizes: Sizes,
     moments: Moments,
     scale: torch.Tensor | None,
     offset: torch.Tensor | None,
@@ -181,22 +208,19 @@ def standardize(
     With `replicas`, the moments came from x on all of them.
     """
     if not fused:
-        return composite.standardize(_ops, x, moments, scale, offset, epsilon, weights, activation)
-    given = vectors(_ops, x, moments, scale, offset, live)
-    operands = (
-        x,
-        weights,
-        *(None if vector is None else vector.contiguous() for vector in given),
-        epsilon,
-        ACTIVATIONS[activation],
-    )
+        return composite.standardize(
+            _ops, x, sizes, moments, scale, offset, epsilon, weights, activation
+        )
+    given = vectors(_ops, sizes, moments, scale, offset, live)
+    operands = (x, sizes, weights, *given, epsilon, ACTIVATIONS[activation])
     if replicas is not None and live is not False:
         return StandardizeOver.apply(replicas, *operands)
-    return operator("standardize")(*operands, live is False)
+    return run("standardize", *operands, live is False)
 
 
 def forward(
     x: torch.Tensor,
+    sizes: Sizes,
     scale: torch.Tensor | None,
     offset: torch.Tensor | None,
     epsilon: float,
@@ -206,15 +230,14 @@ def forward(
 ) -> tuple[torch.Tensor, Moments]:
     """`moments`, then `standardize` with them: one kernel where it is fused."""
     if not fused:
-        measured = moments(x, weights, False)
+        measured = moments(x, sizes, weights, False)
         return standardize(
-            x, measured, scale, offset, epsilon, weights, True, activation, False
+            x, sizes, measured, scale, offset, epsilon, weights, True, activation, False
         ), measured
-    _, g, _, c, _ = x.shape
-    scale, offset = (
-        None if v is None else broadcast_to(v, (g, c)).contiguous() for v in (scale, offset)
-    )
-    y, *measured = operator("forward")(x, weights, scale, offset, epsilon, ACTIVATIONS[activation])
+    _, g, _, c, _ = sizes
+    scale, offset = (None if v is None else per_channel(v, (g, c)) for v in (scale, offset))
+    how = (epsilon, ACTIVATIONS[activation])
+    y, *measured = run("forward", x, sizes, weights, scale, offset, *how)
     return y, Moments(*measured)
 
 

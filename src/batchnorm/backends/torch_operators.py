@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from batchnorm import _native
 from batchnorm.backends import backend_of, torch_replicas
+from batchnorm.backends.composite import Sizes
 from batchnorm.backends.fused import Vectors, recomputed
 from batchnorm.backends.torch_replicas import Replicas
 
@@ -25,17 +26,18 @@ if UNAVAILABLE is None:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """What the derivative of `standardize` needs: x and vectors, nothing else of x's size."""
-    x, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    x, ctx.sizes, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
     if ctx.frozen:  # moving statistics: a layer may update them in place before the backward pass
         given[0], given[2] = given[0].clone(), given[2].clone()
     ctx.save_for_backward(x, weights, *given)
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weights, scale, offset, ctx.epsilon, ctx.activation = inputs
-    _, mean, remainder, variance, count = output
+    x, ctx.sizes, weights, scale, offset, ctx.epsilon, ctx.activation = inputs
+    _, *measured = output
     ctx.frozen = False
-    ctx.save_for_backward(x, weights, mean, remainder, variance, count, scale, offset, None)
+    ctx.save_for_backward(x, weights, *measured, scale, offset, None)
+    ctx.mark_non_differentiable(*measured)
     ctx.set_materialize_grads(False)
 
 
@@ -43,9 +45,9 @@ def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     x, weights, *given = ctx.saved_tensors
     # torch.autograd.grad(is_grads_batched=True): tensors without memory, which no mode tells of
     batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-    backward = torch.ops.batchnorm.backward if batched else operator("backward")
+    backward = torch.ops.batchnorm.backward if batched else functools.partial(run, "backward")
     dx, sum_dy, sum_dy_xh = backward(
-        x, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen
+        x, ctx.sizes, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen
     )
     *_, scale, offset, _ = given
     return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
@@ -53,25 +55,25 @@ def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
 
 def _standardize_derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     dx, d_scale, d_offset = _derivative(ctx, dy)
-    return dx, None, None, None, None, None, d_scale, d_offset, None, None, None, None
+    return dx, None, None, None, None, None, None, d_scale, d_offset, None, None, None, None
 
 
 def _forward_derivative(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if dy is None:
-        return (None,) * 6
+        return (None,) * 7
     dx, d_scale, d_offset = _derivative(ctx, dy)
-    return dx, None, d_scale, d_offset, None, None
+    return dx, None, None, d_scale, d_offset, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    x, ctx.sizes, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
     ctx.save_for_backward(x, dy, weights, *given)
 
 
 def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
     """The derivative of `backward`, by differentiating the composite path twice."""
     x, dy, weights, *vectors_ = ctx.saved_tensors
-    given = Vectors(*vectors_)
+    sizes, given = ctx.sizes, Vectors(*vectors_)
     absent = (given.scale is None, given.offset is None)
     ones = torch.ones_like(given.mean)
     scale = ones if given.scale is None else given.scale
@@ -83,7 +85,7 @@ def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
         def y_of(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
             full = given._replace(scale=scale, offset=offset)
             return recomputed(
-                backend_of(x), x, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
+                backend_of(x), x, sizes, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
             )
 
         dx, sum_dy_xh, sum_dy = torch.func.vjp(y_of, x, scale, offset)[1](dy)
@@ -98,7 +100,7 @@ def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
     d_scale, d_offset = (
         None if missing else grad for missing, grad in zip(absent, (d_scale, d_offset), strict=True)
     )
-    return d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
+    return d_x, None, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
 
 
 _RULES = {
@@ -116,33 +118,36 @@ class StandardizeOver(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, replicas: Replicas, *operands: Any) -> torch.Tensor:
-        *kept, ctx.epsilon, ctx.activation = operands
+        x, ctx.sizes, *kept, ctx.epsilon, ctx.activation = operands
         ctx.replicas = replicas
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(x, *kept)
         return torch.ops.batchnorm.standardize(*operands, False)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         x, weights, *vectors_ = ctx.saved_tensors
         given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
+        operands = (x, ctx.sizes, dy, weights)
         # create_graph: derivatives of this one are wanted
         derivative = _exact_derivative if torch.is_grad_enabled() else _derivative_over
-        dx, d_scale, d_offset = derivative(ctx.replicas, x, dy, weights, given, how)
-        return None, dx, None, None, None, None, None, d_scale, d_offset, None, None, None
+        dx, d_scale, d_offset = derivative(ctx.replicas, *operands, given, how)
+        return None, dx, None, None, None, None, None, None, d_scale, d_offset, None, None, None
 
 
 def _derivative_over(
     replicas: Replicas,
     x: torch.Tensor,
+    sizes: Sizes,
     dy: torch.Tensor,
     weights: torch.Tensor | None,
     given: Vectors,
     how: tuple[float, int],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     mean, remainder, variance, count, scale, offset, live = given
-    where = (x, dy, weights, mean, remainder, variance)
+    where = (x, sizes, dy, weights, mean, remainder, variance)
     sum_dy, sum_dy_xh = torch.ops.batchnorm.backward_sums(*where, scale, offset, *how)
-    both = torch_replicas.all_reduce(torch.cat((sum_dy, sum_dy_xh), 1), replicas)
+    rows = [one.view(mean.shape) for one in (sum_dy, sum_dy_xh)]
+    both = torch_replicas.all_reduce(torch.cat(rows, 1), replicas)
     sums = (half.contiguous() for half in both.chunk(2, 1))
     dx = torch.ops.batchnorm.backward_input(*where, count, scale, offset, live, *sums, *how)
     return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
@@ -151,13 +156,14 @@ def _derivative_over(
 def _exact_derivative(
     replicas: Replicas,
     x: torch.Tensor,
+    sizes: Sizes,
     dy: torch.Tensor,
     weights: torch.Tensor | None,
     given: Vectors,
     how: tuple[float, int],
 ) -> tuple[torch.Tensor | None, ...]:
     """The same with all its derivatives, through the composite path."""
-    y = recomputed(backend_of(x), x, weights, given, *how, False, replicas)
+    y = recomputed(backend_of(x), x, sizes, weights, given, *how, False, replicas)
     wanted = {0: x, 1: given.scale, 2: given.offset}
     wanted = {i: one for i, one in wanted.items() if one is not None and one.requires_grad}
     found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
@@ -165,13 +171,23 @@ def _exact_derivative(
     return gradients.get(0), gradients.get(1), gradients.get(2)
 
 
-def operator(name: str) -> Any:
-    """An operator of the kernels."""
+def run(name: str, *operands: Any) -> Any:
+    """Runs an operator of the kernels."""
     if torch.compiler.is_compiling():
-        return getattr(torch.ops.batchnorm, name)
-    if torch._C._are_functorch_transforms_active():
-        return _function(name).apply if name in _RULES else getattr(torch.ops.batchnorm, name)
-    return getattr(torch.ops.batchnorm, name) if observed() else functools.partial(_call, name)
+        return getattr(torch.ops.batchnorm, name)(*operands)
+    if observed():
+        transformed = name in _RULES and torch._C._are_functorch_transforms_active()
+        seen = _function(name).apply if transformed else getattr(torch.ops.batchnorm, name)
+        return seen(*operands)
+    attached = False
+    for one in operands:
+        if isinstance(one, torch.Tensor):
+            if type(one) not in PLAIN:  # subclasses of Tensor want the dispatcher
+                return getattr(torch.ops.batchnorm, name)(*operands)
+            attached = attached or one.requires_grad
+    if attached and torch.is_grad_enabled():
+        return _past_dispatcher(name).apply(*operands)
+    return kernels[name](*operands)
 
 
 def observed() -> bool:
@@ -187,22 +203,6 @@ def observed() -> bool:
 def differentiates_forward() -> bool:
     """Whether tensors may carry tangents: `torch.func.jvp`, or a level of forward_ad."""
     return forward_ad._current_level >= 0
-
-
-def _call(name: str, *operands: Any) -> Any:
-    """The kernel past torch's dispatcher, which takes longer than a small tensor: 25 us against 10.
-
-    Subclasses of Tensor want the dispatcher.
-    """
-    attached = False
-    for one in operands:
-        if isinstance(one, torch.Tensor):
-            if type(one) not in PLAIN:
-                return getattr(torch.ops.batchnorm, name)(*operands)
-            attached = attached or one.requires_grad
-    if attached and torch.is_grad_enabled():
-        return _past_dispatcher(name).apply(*operands)
-    return kernels[name](*operands)
 
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -241,6 +241,6 @@ def _function(name: str) -> Any:
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *operands: Any) -> Any:
-            return one_by_one(operator(name))(info, in_dims, *operands)
+            return one_by_one(functools.partial(run, name))(info, in_dims, *operands)
 
     return Function

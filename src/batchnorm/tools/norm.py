@@ -130,7 +130,7 @@ class Norm:
         values = view.apply(ops, x)
         if not fused:
             values = ops.cast(values, dtype)
-        mean, remainder, variance, count = ops.moments(values, weights, fused)
+        mean, remainder, variance, count = ops.moments(values, view.canonical, weights, fused)
         flat = (1, view.features)
         count = ops.broadcast_to(count, (ops.shape(mean)[0], 1))[:1]  # the same for every channel
         mean, remainder, variance = (ops.reshape(v, flat) for v in (mean, remainder, variance))
