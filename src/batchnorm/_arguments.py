@@ -49,7 +49,7 @@ def resolve_training(ops: Any, training: Any, owner: str, name: str = "training"
             raise refusal(ValueError)
         known = ops.concrete(training)
         if known is None:
-            return ops.cast(training, "bool")
+            return ops.reshape(ops.cast(training, "bool"), ())
     if known not in (0, 1):
         raise refusal(ValueError)
     return bool(known)
