@@ -52,12 +52,13 @@ OPTIONS = pytest.mark.parametrize(
 )
 
 
-def options_of(unbiased: bool, propagate: bool, momentum: float) -> Options:
-    return Options(
-        unbiased_moving_variance=unbiased,
-        on_nonfinite="propagate" if propagate else "skip",
-        momentum=momentum,
-    )
+def named(unbiased: bool, propagate: bool, momentum: float) -> dict[str, Any]:
+    """The options as `batch_norm` takes them."""
+    return {
+        "unbiased_moving_variance": unbiased,
+        "on_nonfinite": "propagate" if propagate else "skip",
+        "momentum": momentum,
+    }
 
 
 @OPTIONS
@@ -71,7 +72,7 @@ def test_the_kernel_has_the_core_s_bits(
     how = (momentum, unbiased, propagate)
     code = run(library.DTYPES[dtype], moments, how, [state[name] for name in names], new)
     assert code == 0
-    wanted = expected(options_of(unbiased, propagate, momentum), state, moments)
+    wanted = expected(Options(**named(unbiased, propagate, momentum)), state, moments)
     for name, one in zip(names, new, strict=True):
         np.testing.assert_array_equal(one, wanted[name], err_msg=name)
 
@@ -116,11 +117,7 @@ def test_tensorflow_takes_the_kernel(unbiased: bool, propagate: bool, momentum: 
 
     x = np.random.default_rng(0).normal(size=(4, 3, 5, 2)).astype("float32")
     x[:, 1, :, 0] = np.nan
-    options = options_of(unbiased, propagate, momentum)
-    how = {
-        "axis": (1, 3), "momentum": momentum, "unbiased_moving_variance": unbiased,
-        "on_nonfinite": options.on_nonfinite,
-    }  # fmt: skip
+    how = {"axis": (1, 3), **named(unbiased, propagate, momentum)}
 
     def step(x: Any, state: Any) -> Any:
         return batchnorm.batch_norm(x, {}, state, training=True, **how)[1]
@@ -155,10 +152,7 @@ def test_torch_takes_the_kernel(
 
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, 5, 2)).astype("float32"))
     x[:, 1, :, 0] = torch.nan
-    how = {
-        "axis": (1, 3), "momentum": momentum, "unbiased_moving_variance": unbiased,
-        "on_nonfinite": "propagate" if propagate else "skip",
-    }  # fmt: skip
+    how = {"axis": (1, 3), **named(unbiased, propagate, momentum)}
     taken = []
 
     def remembered(*operands: Any) -> Any:
