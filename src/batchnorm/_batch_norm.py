@@ -221,7 +221,7 @@ def normalize(
         values = ops.cast(values, dtype)
     full = weights is None and _positive(ops, view.values_per_group)  # every group has values
     live: bool | Tensor | None = None  # which groups the batch normalizes; None: to be computed
-    if batch is False or (batch is True and full):
+    if batch is False or weights is None:  # unweighted, one group is as empty as any other
         live = batch
     merged = None  # the moments of all replicas' groups, of which a replica may have the first few
     # nothing between the two big steps needs moments
