@@ -30,53 +30,6 @@ class Backend(StrEnum):
     torch = "torch"
 
 
-class Question(StrEnum):
-    """What `bench` can be asked."""
-
-    kernels = "kernels"
-    frameworks = "frameworks"
-    modes = "modes"
-    activation = "activation"
-    small = "small"
-    models = "models"
-    synchronized = "synchronized"
-    tf1 = "tf1"
-    tools = "tools"
-
-
-class Dtype(StrEnum):
-    """The types that `bench` measures."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Layout(StrEnum):
-    """Where the channels are."""
-
-    first = "first"
-    last = "last"
-
-
-class Mode(StrEnum):
-    """The modes that `bench` compares with plain batch normalization."""
-
-    renorm = "renorm"
-    ghost = "ghost"
-    weights = "weights"
-    mask = "mask"
-    adjustment = "adjustment"
-    axes = "axes"
-
-
-class Memory(StrEnum):
-    """What `bench` tells the allocator: whether a fresh output costs page faults."""
-
-    default = "default"
-    huge = "huge"
-    recycled = "recycled"
-
-
 # What `demo` imports beside the framework, and the extra that brings it.
 _DEMO_MODULES = {"keras": "{backend}", "matplotlib": "demo", "sklearn": "demo"}
 
@@ -133,64 +86,6 @@ def demo(
     from batchnorm.demo import run
 
     run(seeds=seeds, out=out, quick=quick)
-
-
-@app.command()
-def bench(
-    question: Annotated[
-        list[Question] | None, typer.Option(help="What to measure; all if none is named.")
-    ] = None,
-    framework: Annotated[
-        list[Backend] | None, typer.Option(help="Where to measure it; all if none is named.")
-    ] = None,
-    sizes: Annotated[
-        str, typer.Option(help="Inputs, such as 32x64,64x64x56x56: samples, channels, positions.")
-    ] = "",
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="Types; all if none is named.")] = None,
-    layout: Annotated[
-        list[Layout] | None, typer.Option(help="Where channels are; both if none is named.")
-    ] = None,
-    modes: Annotated[list[Mode] | None, typer.Option(help="Modes; all if none is named.")] = None,
-    memory: Annotated[
-        list[Memory] | None, typer.Option(help="Page faults: see docs/performance.md.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds over the contenders.")] = 21,
-    seconds: Annotated[
-        float, typer.Option(min=0, help="A case that took longer stops after five rounds.")
-    ] = 10.0,
-    out: Annotated[Path, typer.Option(help="Folder for rows and plots.")] = Path("batchnorm-bench"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny sizes: shows that it works, no more.")
-    ] = False,
-) -> None:
-    """Measure batch normalization here: ours, the frameworks' own, and a copy of the tensor."""
-    # Imported here: `--help` needs none of it.
-    from batchnorm.bench import plan, run
-
-    try:
-        texts = tuple(str(plan.size(one)) for one in sizes.split(",") if one)
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
-    asked = [one.value for one in framework or Backend]
-    complaints = {one: missing_for_bench(one) for one in asked}
-    for complaint in filter(None, complaints.values()):
-        typer.echo(complaint, err=True)
-    installed = [one for one in asked if complaints[one] is None]
-    jobs = plan.jobs(
-        questions=tuple(one.value for one in question or Question),
-        frameworks=tuple(installed),
-        memories=tuple(one.value for one in memory or [Memory.default]),
-        sizes=texts or (plan.QUICK if quick else plan.FULL),
-        dtypes=tuple(one.value for one in dtype or Dtype),
-        layouts=tuple(one.value for one in layout or Layout),
-        modes=tuple(one.value for one in modes or Mode),
-        repeats=min(repeats, 3) if quick else repeats,
-        seconds=min(seconds, 2.0) if quick else seconds,
-        quick=quick,
-    )
-    if not jobs or not run(jobs, out):
-        raise typer.Exit(1)
 
 
 class Method(StrEnum):
@@ -301,17 +196,6 @@ def explain(model: _Model, unsafe: _Unsafe = False) -> None:
     from batchnorm.tools import command
 
     raise typer.Exit(command.explain(model, unsafe))
-
-
-def missing_for_bench(framework: str) -> str | None:
-    """Sentence that says that `bench` leaves a framework out, or None."""
-    missing = [name for name in (framework, "keras") if importlib.util.find_spec(name) is None]
-    if not missing:
-        return None
-    return (
-        f"batchnorm bench: {framework} is left out, without {', '.join(missing)}. "
-        f"Run: pip install 'batchnorm[{framework}]'"
-    )
 
 
 def missing_for_demo(backend: Backend) -> str | None:

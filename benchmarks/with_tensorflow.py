@@ -9,13 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from batchnorm.backends import tensorflow as backend
-from batchnorm.bench import ours
-from batchnorm.bench.ours import EPSILON, GHOST, MOMENTUM, Function, Given
-from batchnorm.bench.plan import Case
-
-FRAMEWORK = "tensorflow"
-UNAVAILABLE = backend.UNAVAILABLE
+from benchmarks import ours
+from benchmarks.cases import Case
+from benchmarks.ours import EPSILON, GHOST, MOMENTUM, Function, Given
 
 relu = tf.nn.relu
 
@@ -34,23 +30,38 @@ def given(case: Case, renorm: bool = False, native: bool = False) -> Given:
 
 def forward_backward(function: Function, given: Given) -> Callable[[], Any]:
     """A call that returns y, the new state, and the gradients of x, gamma and beta."""
-    x, dy, gamma, beta, state, extra, _ = given
+    return _call(tf.function(_step(function), autograph=False), given)
 
-    @tf.function(autograph=False)
+
+def forward(function: Function, given: Given) -> Callable[[], Any]:
+    """A call that returns y, and the state."""
+    return _call(tf.function(_without_gradients(function), autograph=False), given)
+
+
+def _step(function: Function) -> Callable[..., Any]:
     def step(x: Any, dy: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch((x, gamma, beta))
             y, *rest = function(x, gamma, beta, state, extra)
         return y, tape.gradient(y, (x, gamma, beta), output_gradients=dy), rest
 
-    return lambda: step(x, dy, gamma, beta, state, extra)
+    return step
 
 
-def forward(function: Function, given: Given) -> Callable[[], Any]:
-    """A call that returns y, and the state."""
-    x, _, gamma, beta, state, extra, _ = given
-    compiled = tf.function(function, autograph=False)
-    return lambda: compiled(x, gamma, beta, state, extra)
+def _without_gradients(function: Function) -> Callable[..., Any]:
+    return lambda x, dy, gamma, beta, state, extra: function(x, gamma, beta, state, extra)
+
+
+def _call(function: Callable[..., Any], given: Given) -> Callable[[], Any]:
+    x, dy, gamma, beta, state, extra, _ = given
+    return lambda: function(x, dy, gamma, beta, state, extra)
+
+
+# Small calls are eager: there a tf.function costs more than what it is about.
+SMALL = (
+    lambda function, given: _call(_without_gradients(function), given),
+    lambda function, given: _call(_step(function), given),
+)
 
 
 def one_replica(given: Given) -> Function:
@@ -120,24 +131,23 @@ def step_of_layer(function: Function, given: Given) -> Callable[[], Any]:
     return lambda: step(x, dy)
 
 
-def small(case: Case, given: Given) -> tuple[dict[str, Callable[[], Any]], str]:
-    """Eager forward calls, ours by name, and TensorFlow's op under the name beside them."""
-    x, _, gamma, beta, state, extra, _ = given
-    operator = tf.raw_ops.FusedBatchNormV3
-    image = tf.reshape(x, (x.shape[0], 1, 1, x.shape[1]))
+def small_peers(given: Given, training: bool) -> dict[str, Function]:
+    """TensorFlow's operator and its function of two steps, alone: without moving averages."""
+    axes = tuple(range(given.x.shape.rank - 1))
     empty = tf.zeros((0,), tf.float32)
-    function = ours.plain(given)
 
-    def own() -> Any:
-        return operator(
-            x=image, scale=gamma, offset=beta, mean=empty, variance=empty, epsilon=EPSILON
-        )
+    def operator(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any]:
+        image = tf.reshape(x, (x.shape[0], 1, 1, x.shape[1]))
+        old = (empty, empty) if training else (state["moving_mean"], state["moving_variance"])
+        out = tf.raw_ops.FusedBatchNormV3(
+            x=image, scale=gamma, offset=beta, mean=old[0], variance=old[1],
+            epsilon=EPSILON, is_training=training,
+        )  # fmt: skip
+        return (tf.reshape(out.y, x.shape),)
 
-    calls = {"ours": lambda: function(x, gamma, beta, state, extra), "TF eager": own}
-    if UNAVAILABLE is None:
-        from batchnorm._native import tensorflow as native
+    def two_steps(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any]:
+        old = state["moving_mean"], state["moving_variance"]
+        mean, variance = tf.nn.moments(x, axes) if training else old
+        return (tf.nn.batch_normalization(x, mean, variance, beta, gamma, EPSILON),)
 
-        view = tf.reshape(x, (1, 1, *x.shape, 1))
-        scale, offset = tf.reshape(gamma, (1, -1)), tf.reshape(beta, (1, -1))
-        calls["ours, operator"] = lambda: native.forward(view, None, scale, offset, EPSILON, 0)
-    return calls, "TF eager"
+    return {"FusedBatchNormV3": operator, "tf.nn.batch_normalization": two_steps}

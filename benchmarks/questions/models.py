@@ -1,18 +1,17 @@
-"""Question 6: a training step of a small ResNet in Keras, with our layers and with Keras' own."""
+"""A training step of a small ResNet in Keras, with our layers and with Keras' own."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from batchnorm.bench.plan import Case, Settings, Size
-from batchnorm.bench.row import Row, compare
-from batchnorm.bench.timing import alternate, clock
 from batchnorm.keras import BatchNormalization
+from benchmarks.cases import Case, Settings, Size
+from benchmarks.timing import Call, Contest
 
 FULL, QUICK = Size(128, 3, (32, 32)), Size(4, 3, (8, 8))
 WIDTHS, BLOCKS = (32, 64, 128), 2
@@ -25,37 +24,39 @@ def cases(settings: Settings) -> list[Case]:
     return [Case("training step", size, "float32", keras.config.image_data_format()[9:])]
 
 
-def measure(case: Case, settings: Settings) -> Iterator[Row]:
-    """A row for our layers in place of Keras', and one for ReLU inside ours."""
+def contest(case: Case, settings: Settings) -> Contest:
+    """Our layers in place of Keras', and with ReLU inside them."""
     generator = np.random.default_rng(1)
-    images = generator.standard_normal(case.size.shape(case.layout)).astype(np.float32)
+    shape = case.size.shape(case.layout)
+    images = generator.standard_normal(shape).astype(np.float32)
     labels = generator.integers(0, CLASSES, case.size.n)
-    ours, peer, inside = "ours", "keras.layers.BatchNormalization", "ours, activation='relu'"
-    kinds = {ours: _ours, peer: _keras, inside: _inside}
-    clocks = {}
-    for name, normalized in kinds.items():
+
+    def step(normalized: Callable[[Any, bool], Any]) -> Call:
         keras.utils.set_random_seed(1)
-        model = resnet(case.size.shape(case.layout)[1:], normalized, settings.quick)
+        model = resnet(shape[1:], normalized, settings.quick)
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         # Returns the loss as a number, so it waits for the step to end.
-        clocks[name] = clock(functools.partial(model.train_on_batch, images, labels))
-    times = alternate(clocks, settings.repeats, 6 * settings.seconds)
-    for name in (ours, inside):
-        yield compare(settings, case, times, name, peer)
+        return functools.partial(model.train_on_batch, images, labels)
+
+    return Contest(
+        {"ours": step(then_relu(BatchNormalization)), "ours, activation='relu'": step(_inside)},
+        peers={"keras.layers.BatchNormalization": step(then_relu(keras.layers.BatchNormalization))},
+        longer=6,  # a step takes a second
+    )
 
 
-def _ours(x: Any, relu: bool) -> Any:
-    y = BatchNormalization()(x)
-    return keras.layers.ReLU()(y) if relu else y
+def then_relu(layer: Callable[[], Any]) -> Callable[[Any, bool], Any]:
+    """A layer, and ReLU after it where the network has one."""
+
+    def normalized(x: Any, relu: bool) -> Any:
+        y = layer()(x)
+        return keras.layers.ReLU()(y) if relu else y
+
+    return normalized
 
 
 def _inside(x: Any, relu: bool) -> Any:
     return BatchNormalization(activation="relu" if relu else None)(x)
-
-
-def _keras(x: Any, relu: bool) -> Any:
-    y = keras.layers.BatchNormalization()(x)
-    return keras.layers.ReLU()(y) if relu else y
 
 
 def resnet(

@@ -1,19 +1,17 @@
-"""Question 3: what a mode costs, over our plain batch normalization and over the original."""
+"""What a mode costs, over our plain batch normalization and over the original."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 import batchnorm
-from batchnorm.bench import ours
-from batchnorm.bench.engine import engine
-from batchnorm.bench.ours import GHOST, Given
-from batchnorm.bench.plan import Case, Settings, middle_sizes
-from batchnorm.bench.row import Row, compare
-from batchnorm.bench.timing import Clock, alternate, clock
+from benchmarks import ours
+from benchmarks.cases import Case, Settings, middle_sizes
+from benchmarks.frameworks import engine
+from benchmarks.ours import GHOST, Given
+from benchmarks.timing import Contest
 
 
 def cases(settings: Settings) -> list[Case]:
@@ -28,22 +26,17 @@ def cases(settings: Settings) -> list[Case]:
     ]
 
 
-def measure(case: Case, settings: Settings) -> Iterator[Row]:
-    """A row against plain, and one against tf_keras where it has the mode."""
+def contest(case: Case, settings: Settings) -> Contest:
+    """The mode over plain, and against tf_keras where it has the mode."""
     use = engine(settings.framework)
     plain = use.given(case)
     given, options = with_mode(use, case)
-    clocks: dict[str, Clock] = {
-        "ours": clock(use.forward_backward(ours.plain(given, **options), given)),
-        "ours, plain": clock(use.forward_backward(ours.plain(plain), plain)),
-    }
     original = use.original(case, given) if settings.framework == "tensorflow" else None
-    if original is not None:
-        clocks["tf_keras"] = clock(use.step_of_layer(original, given))
-    times = alternate(clocks, settings.repeats, settings.seconds)
-    yield compare(settings, case, times, "ours", "ours, plain", ours_over_peer=True)
-    if original is not None:
-        yield compare(settings, case, times, "ours", "tf_keras")
+    return Contest(
+        {"ours": use.forward_backward(ours.plain(given, **options), given)},
+        peers={} if original is None else {"tf_keras": use.step_of_layer(original, given)},
+        units={"ours, plain": use.forward_backward(ours.plain(plain), plain)},
+    )
 
 
 def with_mode(use: Any, case: Case) -> tuple[Given, dict[str, Any]]:
@@ -74,7 +67,7 @@ def with_mode(use: Any, case: Case) -> tuple[Given, dict[str, Any]]:
         shape = tuple(state["moving_mean"].shape)
         gamma, beta = (use.parameter(vector) for vector in ours.vectors(shape))
         return given._replace(gamma=gamma, beta=beta, state=state), {"axis": axes}
-    raise ValueError(f"with_mode: the mode must be one of plan.MODES; got {case.variant!r}.")
+    raise ValueError(f"with_mode: the mode must be one of cases.MODES; got {case.variant!r}.")
 
 
 def _vector(case: Case) -> tuple[int, ...]:

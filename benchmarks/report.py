@@ -1,4 +1,4 @@
-"""What is shown and left behind: tables, and plots of ratio against size."""
+"""What is shown and left behind: tables, plots of ratio against size, and docs' table of bars."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import Any
 
 from rich.table import Table
 
-from batchnorm.bench.bars import bar_of
-from batchnorm.bench.plan import QUESTIONS
-from batchnorm.bench.row import Row
+from benchmarks.bars import BARS, bar_of, verdicts
+from benchmarks.cases import QUESTIONS
+from benchmarks.rows import Row, read
+
+MEASURED = Path(__file__).parent / "measured"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN = "<!-- from benchmarks/measured/*.csv by `python -m benchmarks --page` -->"
+END = "<!-- end of the table -->"
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -62,7 +67,7 @@ def can_plot() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def plot(path: Path, rows: Sequence[Row]) -> None:
+def plot(path: Path, rows: Sequence[Row], processor: str) -> None:
     """Ratio over megabytes: a panel for each framework and kind of call, a line for each peer."""
     from matplotlib.figure import Figure
 
@@ -78,7 +83,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
             panel.set_title(", ".join(part for part in (framework, what) if part), fontsize=9)
     figure.supxlabel("megabytes of x", fontsize="medium")
     figure.supylabel("ratio of the minimum times", fontsize="medium")
-    figure.suptitle(QUESTIONS[rows[0].question], fontsize="medium")
+    figure.suptitle(f"{QUESTIONS[rows[0].question]}\n{processor}", fontsize="medium")
     figure.savefig(path, dpi=120)
 
 
@@ -108,3 +113,25 @@ def _label(row: Row) -> str:
     memory = "" if row.memory == "default" else f"memory {row.memory}"
     parts = (variant, peer.removeprefix("ours and "), f"channels {row.layout}", row.dtype, memory)
     return ", ".join(part for part in parts if part)
+
+
+def write_page() -> None:
+    """Put the table of the committed rows' bars into docs/performance.md, between its two marks."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lines = "\n".join(bars_table(sorted(MEASURED.glob("*.csv"))))
+    PAGE.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}")
+
+
+def bars_table(paths: Sequence[Path]) -> list[str]:
+    """Every bar in a line of Markdown, with a verdict for each processor that has rows of it."""
+    measured = read(paths)
+    judged: dict[str, dict[Any, str]] = {}
+    for processor in dict.fromkeys(machine["cpu"] for _, machine in measured):
+        rows = [row for row, machine in measured if machine["cpu"] == processor]
+        judged[processor] = {id(verdict.bar): verdict.short for verdict in verdicts(rows)}
+    lines = ["| what | bar | " + " | ".join(judged) + " |", "|---" * (2 + len(judged)) + "|"]
+    for bar in BARS:
+        cells = [verdict.get(id(bar), "not measured") for verdict in judged.values()]
+        lines.append(f"| {bar.words} | {bar} | " + " | ".join(cells) + " |")
+    return lines

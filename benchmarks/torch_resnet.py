@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from batchnorm.bench.models import BLOCKS, CLASSES, WIDTHS
+from benchmarks.questions.models import BLOCKS, CLASSES, WIDTHS
 
 
 class Block(nn.Module):

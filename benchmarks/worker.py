@@ -1,6 +1,6 @@
 """The process of one question and framework: settings come in as JSON, rows go out, line by line.
 
-    python -m batchnorm.bench.worker
+    python -m benchmarks.worker
 
 A process for each, because two frameworks in one fight over the cores, because memory settings are
 read at the start, and because Keras has one backend. Lines out: {"total": n}, then {"step": words}
@@ -13,30 +13,49 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from batchnorm.bench.plan import Settings
+from benchmarks.cases import Case, Settings
+from benchmarks.rows import Row, compare
+from benchmarks.timing import Contest, alternate, clock
 
 
-def measure(settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
+def measure(question: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
     """Measure every case of a question; what happens is told as it happens."""
-    module = importlib.import_module(f"batchnorm.bench.{settings.question}")
-    cases = module.cases(settings)
+    cases = question.cases(settings)
     tell({"total": len(cases)})
     if reason := _composite(settings):
         tell({"said": f"{settings.framework} ran without native kernels. {reason}"})
+    rows = question.rows if hasattr(question, "rows") else _rows_of(question)
     for case in cases:
         tell({"step": str(case)})
         try:
-            for row in module.measure(case, settings):
+            for row in rows(case, settings):
                 tell({"row": asdict(row)})
         except Exception as error:  # a peer may refuse a type or run out of memory
             where = f"{settings.question}, {settings.framework}".removesuffix(", ")
             lines = str(error).strip().splitlines()
             first = lines[0] if lines else "no message"
             tell({"said": f"{where}: not measured: {case}. {type(error).__name__}: {first}"})
+
+
+def _rows_of(question: Any) -> Callable[[Case, Settings], Iterator[Row]]:
+    """The one loop of every question: all contenders in turns, then each of ours beside each."""
+
+    def rows(case: Case, settings: Settings) -> Iterator[Row]:
+        contest: Contest = question.contest(case, settings)
+        contenders = {**contest.ours, **contest.peers, **contest.units}
+        clocks = {name: clock(call) for name, call in contenders.items()}
+        rounds = contest.rounds * settings.repeats
+        seconds = contest.longer * settings.seconds
+        times = {**contest.before, **alternate(clocks, rounds, seconds)}
+        for ours in (*contest.ours, *contest.before):
+            for peer in (*contest.peers, *contest.units):
+                yield compare(settings, case, times, ours, peer, over=peer in contest.units)
+
+    return rows
 
 
 def _composite(settings: Settings) -> str | None:
@@ -61,7 +80,8 @@ def main() -> None:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in json.load(sys.stdin).items()
     }
-    measure(Settings(**given), tell)
+    settings = Settings(**given)
+    measure(importlib.import_module(f"benchmarks.questions.{settings.question}"), settings, tell)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Question 7: a step of the TensorFlow 1 functions in a session, beside the originals.
+"""A step of the TensorFlow 1 functions in a session, beside the originals.
 
 The originals are tf_keras' legacy `tf.layers`, which runs TensorFlow's fused op where there are no
 options, and tf_slim, for weights. Both run the updates and the gradients of everything.
@@ -7,18 +7,17 @@ options, and tf_slim, for weights. Both run the updates and the gradients of eve
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from batchnorm import tf1
-from batchnorm.bench import ours
-from batchnorm.bench.ours import EPSILON, GHOST, MOMENTUM
-from batchnorm.bench.plan import Case, Settings, middle_sizes
-from batchnorm.bench.row import Row, compare
-from batchnorm.bench.timing import Clock, alternate, clock
+from benchmarks import ours
+from benchmarks.cases import Case, Settings, middle_sizes
+from benchmarks.ours import EPSILON, GHOST, MOMENTUM
+from benchmarks.timing import Contest
 
 v1 = tf.compat.v1
 VARIANTS = ("plain", "renorm", "ghost", "weights")
@@ -39,16 +38,10 @@ def cases(settings: Settings) -> list[Case]:
     ]
 
 
-def measure(case: Case, settings: Settings) -> Iterator[Row]:
-    """A row against the original."""
+def contest(case: Case, settings: Settings) -> Contest:
     mine, original = _functions(case)
     peer = {"plain": "TF fused", "weights": "tf_slim"}.get(case.variant, "tf.layers")
-    clocks: dict[str, Clock] = {
-        "ours": clock(_step(mine, case)),
-        peer: clock(_step(original, case)),
-    }
-    times = alternate(clocks, settings.repeats, settings.seconds)
-    yield compare(settings, case, times, "ours", peer)
+    return Contest({"ours": _step(mine, case)}, peers={peer: _step(original, case)})
 
 
 def _functions(case: Case) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

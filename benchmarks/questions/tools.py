@@ -1,9 +1,9 @@
-"""Question 7: what the tools cost, over a forward pass of the same data; and what folding saves."""
+"""What the tools cost, over a forward pass of the same data; and what folding saves."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -11,17 +11,14 @@ import keras
 import numpy as np
 
 import batchnorm
-from batchnorm.bench.models import resnet
-from batchnorm.bench.plan import Case, Settings, Size
-from batchnorm.bench.row import Row, compare
-from batchnorm.bench.timing import Times, alternate, clock
 from batchnorm.keras import BatchNormalization
+from benchmarks.cases import Case, Settings, Size
+from benchmarks.questions.models import resnet, then_relu
+from benchmarks.timing import Call, Contest, Times
 
 FULL, QUICK = Size(32, 3, (32, 32)), Size(4, 3, (8, 8))
 BATCHES, QUICK_BATCHES = 8, 2
-FORWARD, FOLDED = "forward pass", "folded"
 MODULES = "modules"
-FIRST = ", first call"  # of a process: it compiles
 NORMALIZATIONS = {"ours": BatchNormalization, "keras": keras.layers.BatchNormalization}
 
 
@@ -32,36 +29,34 @@ def cases(settings: Settings) -> list[Case]:
     kinds = [(layout, variant) for variant in NORMALIZATIONS]
     if settings.framework == "torch":
         kinds.append(("first", MODULES))
-    return [Case("tools", size, "float32", layout, variant) for layout, variant in kinds]
+    return [Case("", size, "float32", layout, variant) for layout, variant in kinds]
 
 
-def measure(case: Case, settings: Settings) -> Iterator[Row]:
-    """What inspection, re-estimation and the folded model take, over the forward pass.
+def contest(case: Case, settings: Settings) -> Contest:
+    """Inspection, re-estimation and the folded model, over the forward pass.
 
     TensorFlow and JAX compile at a tool's first call of a model: that has rows of its own. Modules
     of torch are not folded.
     """
     shape = case.size.shape(case.layout)
-    count = QUICK_BATCHES if settings.quick else BATCHES
     random = np.random.default_rng(1)
+    count = QUICK_BATCHES if settings.quick else BATCHES
     data = [random.standard_normal(shape).astype(np.float32) for _ in range(count)]
     keras.utils.set_random_seed(1)
     plain = case.variant == MODULES
     model = _modules(case, settings) if plain else _layers(case, settings)
-    forward = _module_passes if plain else _passes
-    tools = {"inspect": batchnorm.inspect, "reestimate": batchnorm.reestimate}
-    calls: dict[str, Callable[[], Any]] = {
-        name: functools.partial(tool, model, data) for name, tool in tools.items()
+    passes = _module_passes if plain else _passes
+    folded = {} if plain else {"folded": passes(batchnorm.fold(model), data)}
+    tools: dict[str, Call] = {
+        "inspect": functools.partial(batchnorm.inspect, model, data),
+        "reestimate": functools.partial(batchnorm.reestimate, model, data),
     }
-    first = {f"{name}{FIRST}": _once(call) for name, call in calls.items()}
-    folded = () if plain else (FOLDED,)
-    if folded:
-        calls[FOLDED] = forward(batchnorm.fold(model), data)
-    calls[FORWARD] = forward(model, data)
-    clocks = {name: clock(call) for name, call in calls.items()}
-    times = first | alternate(clocks, settings.repeats, settings.seconds / 4)
-    for name in (*folded, *tools, *first):
-        yield compare(settings, case, times, name, FORWARD, ours_over_peer=True, what=name)
+    return Contest(
+        {**folded, **tools},
+        units={"forward pass": passes(model, data)},
+        before={f"{name}, first call": _once(call) for name, call in tools.items()},
+        longer=0.25,  # each contender reads eight batches
+    )
 
 
 def _once(call: Callable[[], Any]) -> Times:
@@ -72,22 +67,14 @@ def _once(call: Callable[[], Any]) -> Times:
 
 
 def _layers(case: Case, settings: Settings) -> Any:
-    normalized = _normalized(NORMALIZATIONS[case.variant])
+    normalized = then_relu(NORMALIZATIONS[case.variant])
     return resnet(case.size.shape(case.layout)[1:], normalized, settings.quick)
 
 
 def _modules(case: Case, settings: Settings) -> Any:
-    from batchnorm.bench import torch_resnet  # only there is torch sure to be installed
+    from benchmarks import torch_resnet  # only there is torch sure to be installed
 
     return torch_resnet.resnet(case.size.c, settings.quick).eval()
-
-
-def _normalized(kind: Any) -> Callable[[Any, bool], Any]:
-    def normalized(x: Any, relu: bool) -> Any:
-        y = kind()(x)
-        return keras.layers.ReLU()(y) if relu else y
-
-    return normalized
 
 
 def _passes(model: Any, data: list[np.ndarray]) -> Callable[[], None]:

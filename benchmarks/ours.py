@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batchnorm import batch_norm, init
-from batchnorm._batch_norm import normalize
-from batchnorm._options import Options
-from batchnorm.bench.plan import Case
+from benchmarks.cases import Case
 
 EPSILON = 1e-3
 MOMENTUM = 0.9
@@ -70,7 +68,10 @@ def plain(given: Given, training: bool = True, **options: Any) -> Function:
 
 
 def with_relu(given: Given) -> Function:
-    """BN + ReLU in one, as the Keras layers call it."""
+    """BN + ReLU in one, as the Keras layers call it: `batch_norm` has no `activation`."""
+    from batchnorm._batch_norm import normalize
+    from batchnorm._options import Options
+
     options = Options(axis=given.axis, momentum=MOMENTUM, epsilon=EPSILON, activation="relu")
 
     def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any, Any]:

@@ -8,4 +8,4 @@ from typing import Any
 
 def engine(framework: str) -> Any:
     """The module that measures with a framework; importing it imports the framework."""
-    return importlib.import_module(f"batchnorm.bench.with_{framework}")
+    return importlib.import_module(f"benchmarks.with_{framework}")

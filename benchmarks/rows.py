@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from batchnorm.bench.plan import Case, Settings
-from batchnorm.bench.timing import Times
+from benchmarks.cases import Case, Settings
+from benchmarks.timing import Times
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Row:
         outputs: "given" where memory was there and touched before, "fresh" where calls allocate.
         ratio: Of the minima, as `ratio_of` says: "ours / peer" or "peer / ours".
         ratio_of_medians: The same of the medians.
-        memory: What the environment said about page faults; a key of `plan.MEMORY`.
+        memory: What the environment said about page faults; a key of `cases.MEMORY`.
     """
 
     question: str
@@ -52,17 +52,16 @@ def compare(
     ours: str,
     peer: str,
     *,
-    ours_over_peer: bool = False,
+    over: bool = False,
     outputs: str = "fresh",
-    what: str | None = None,
 ) -> Row:
-    """The row of two contenders of a case."""
+    """The row of two contenders of a case; `over`: ours over the peer, not the peer over ours."""
     us, them = times[ours], times[peer]
-    upper, lower = (us, them) if ours_over_peer else (them, us)
+    upper, lower = (us, them) if over else (them, us)
     return Row(
         question=settings.question,
         framework=settings.framework,
-        what=case.what if what is None else what,
+        what=case.what or ours,
         variant=case.variant,
         size=str(case.size),
         megabytes=case.size.megabytes(case.dtype),
@@ -77,24 +76,28 @@ def compare(
         ours_median_ms=us.median,
         peer_min_ms=them.minimum,
         peer_median_ms=them.median,
-        ratio_of="ours / peer" if ours_over_peer else "peer / ours",
+        ratio_of="ours / peer" if over else "peer / ours",
         ratio=upper.minimum / lower.minimum,
         ratio_of_medians=upper.median / lower.median,
     )
 
 
 def write(path: Path, rows: Sequence[Row], machine: Mapping[str, str]) -> None:
-    """Rows as CSV, each with the machine that it was measured on."""
+    """Rows as CSV, each with the machine that it was measured on.
+
+    Rows of the file that another processor measured stay; those of this one are replaced.
+    """
+    others = read([path]) if path.exists() else []
+    kept = [(row, of) for row, of in others if of["cpu"] != machine["cpu"]]
     with path.open("w", newline="") as file:
-        names = [one.name for one in fields(Row)]
-        writer = csv.DictWriter(file, [*names, *machine])
+        writer = csv.DictWriter(file, [*(one.name for one in fields(Row)), *machine])
         writer.writeheader()
-        for row in rows:
-            kept = {
+        for row, of in (*kept, *((row, machine) for row in rows)):
+            cells = {
                 name: f"{value:.5g}" if isinstance(value, float) else value
                 for name, value in asdict(row).items()
             }
-            writer.writerow({**kept, **machine})
+            writer.writerow({**cells, **of})
 
 
 def read(paths: Iterable[Path]) -> list[tuple[Row, dict[str, str]]]:

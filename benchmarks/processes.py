@@ -1,4 +1,4 @@
-"""The command itself: a process for each question and framework, then tables, words and files."""
+"""A process for each question and framework, then tables, words and files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from time import perf_counter
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from batchnorm._progress import progress
-from batchnorm.bench import copies, machine, report, row
-from batchnorm.bench.bars import verdicts
-from batchnorm.bench.plan import MEMORY, Settings
-from batchnorm.bench.row import Row
+from benchmarks import machine, report, rows
+from benchmarks.bars import verdicts
+from benchmarks.cases import MEMORY, Settings
+from benchmarks.rows import Row
 
+ROOT = Path(__file__).parents[1]
 WIDE = 200  # characters
 
 
@@ -30,52 +31,54 @@ def run(jobs: Sequence[Settings], out: Path) -> bool:
     console = Console()
     if not console.is_terminal:
         console.width = WIDE  # a log is not folded
-    rows, said, ended = _measure_all(jobs, console)
-    for question in dict.fromkeys(one.question for one in rows):
-        console.print(report.table([one for one in rows if one.question == question]))
+    found, said, ended = _measure_all(jobs, console)
+    by_question = {
+        question: [one for one in found if one.question == question]
+        for question in dict.fromkeys(one.question for one in found)
+    }
+    for some in by_question.values():
+        console.print(report.table(some))
+    judged = verdicts(found)
+    if any(job.quick for job in jobs):
+        said.append("These runs were cut short by --quick: they show that it works, no more.")
+    said += filter(None, [machine.busy(load)])
     for sentence in said:
         console.print(f"- {sentence}", highlight=False, soft_wrap=True)
-    judged = verdicts(rows)
     if judged:
-        console.print("\nWhat the project promises, and what was measured here:")
+        console.print(f"\nWhat the project promises, and what {machine.processor()} showed:")
     for verdict in judged:
         console.print(f"- {verdict}", highlight=False, soft_wrap=True)
-    if complaint := machine.busy(load):
-        console.print(complaint, highlight=False, soft_wrap=True)
-    if any(job.quick for job in jobs):
-        console.print("These runs were cut short by --quick: they show that it works, no more.")
-    if rows:
-        paths = write(out, rows, load)
+    if found:
+        paths = write(out, by_question, machine.describe(load))
         console.print(f"\nWrote {', '.join(str(path) for path in paths)}.", soft_wrap=True)
-    console.print(f"{len(rows)} rows in {perf_counter() - started:.0f} seconds.")
+    console.print(f"{len(found)} rows in {perf_counter() - started:.0f} seconds.")
     return ended
 
 
-def write(out: Path, rows: Sequence[Row], load: float) -> list[Path]:
+def write(out: Path, found: dict[str, list[Row]], described: dict[str, str]) -> list[Path]:
     """A CSV file and a plot for each question; return the paths."""
     out.mkdir(parents=True, exist_ok=True)
-    described = machine.describe(load)
     paths = []
-    for question in dict.fromkeys(one.question for one in rows):
-        some = [one for one in rows if one.question == question]
+    for question, some in found.items():
         path = out / f"{question}.csv"
-        row.write(path, some, described)
+        rows.write(path, some, described)
         paths.append(path)
         if report.can_plot():
             picture = path.with_suffix(".png")
-            report.plot(picture, some)
+            report.plot(picture, some, described["cpu"])
             paths.append(picture)
     return paths
 
 
 def _measure_all(jobs: Sequence[Settings], console: Console) -> tuple[list[Row], list[str], bool]:
     """Rows, sentences, and whether every process came to its end; with live progress."""
-    rows: list[Row] = []
+    found: list[Row] = []
     said: list[str] = []
     ended = True
     if not report.can_plot():
-        said.append("No plots: matplotlib is missing. Run: pip install 'batchnorm[demo]'")
-    with progress(console) as bar:
+        said.append("No plots: matplotlib is missing. Run: pip install matplotlib")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         for job in jobs:
             name = _name(job)
             task = bar.add_task(f"{name}: starting", total=None)
@@ -87,7 +90,7 @@ def _measure_all(jobs: Sequence[Settings], console: Console) -> tuple[list[Row],
                     bar.update(task, description=f"{name}: {line['step']}", completed=steps)
                     steps += 1
                 elif "row" in line:
-                    rows.append(Row(**line["row"]))
+                    found.append(Row(**line["row"]))
                 elif "said" in line:
                     said.append(line["said"])
                 else:
@@ -97,17 +100,17 @@ def _measure_all(jobs: Sequence[Settings], console: Console) -> tuple[list[Row],
             if not console.is_terminal:
                 # A log has no live line: one line a process says that work goes on.
                 console.print(f"measured: {name}")
-    return rows, list(dict.fromkeys(said)), ended
+    return found, list(dict.fromkeys(said)), ended
 
 
 def process(job: Settings) -> Iterator[dict[str, Any]]:
     """What the process of a job tells, line by line; {"stopped": words} where it did not end."""
     with tempfile.TemporaryFile("w+") as errors:
-        arguments = [sys.executable, "-m", "batchnorm.bench.worker"]
         pipe = subprocess.PIPE
         with subprocess.Popen(
-            arguments, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment(job)
-        ) as worker:
+            [sys.executable, "-m", "benchmarks.worker"],
+            stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment(job), cwd=ROOT,
+        ) as worker:  # fmt: skip
             assert worker.stdin is not None
             assert worker.stdout is not None
             try:
@@ -125,8 +128,6 @@ def process(job: Settings) -> Iterator[dict[str, Any]]:
 def environment(job: Settings) -> dict[str, str]:
     """What a process of this job sees."""
     result = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, **MEMORY[job.memory]}
-    if job.question == "kernels":
-        result |= copies.ENVIRONMENT
     if job.framework:
         result["KERAS_BACKEND"] = job.framework
     return result

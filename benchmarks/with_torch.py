@@ -11,14 +11,11 @@ import torch._dynamo
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from batchnorm.backends import torch as backend
-from batchnorm.bench import ours
-from batchnorm.bench.ours import EPSILON, MOMENTUM, Function, Given
-from batchnorm.bench.plan import Case
+from benchmarks import ours
+from benchmarks.cases import Case
+from benchmarks.ours import EPSILON, MOMENTUM, Function, Given
 
-FRAMEWORK = "torch"
 COMPILED_MEGABYTES = 60  # each shape is compiled for itself, and that takes longer than measuring
-UNAVAILABLE = backend.UNAVAILABLE
 
 relu = torch.relu
 
@@ -28,8 +25,8 @@ def tensor(array: np.ndarray, dtype: str = "float32") -> torch.Tensor:
 
 
 def parameter(array: np.ndarray) -> torch.Tensor:
-    """A tensor that gradients are taken of."""
-    return tensor(array).requires_grad_()
+    """A tensor that gradients are taken of, as a module holds it."""
+    return torch.nn.Parameter(tensor(array))
 
 
 def given(case: Case, renorm: bool = False, native: bool = False) -> Given:
@@ -72,12 +69,8 @@ def one_replica(given: Given) -> Function:
 
 def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:
     """torch's own, for which the channels are axis 1."""
-    running = given.state["moving_mean"].clone(), given.state["moving_variance"].clone()
-
-    def own(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any]:
-        return (F.batch_norm(x, *running, gamma, beta, training, 1 - MOMENTUM, EPSILON),)
-
-    result: dict[str, Function] = {"torch eager": own}
+    own = _functional(given, training)
+    result = {"torch eager": own}
     wanted = case.what == "forward + backward"
     if wanted and case.size.megabytes(case.dtype) < COMPILED_MEGABYTES:
         torch._dynamo.reset()  # else the ninth shape is run eagerly, and nobody says so
@@ -85,18 +78,25 @@ def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:
     return result
 
 
-def small(case: Case, given: Given) -> tuple[dict[str, Callable[[], Any]], str]:
-    """Forward calls of ours, by name, and torch's own under the name that is returned with them."""
-    x, gamma, beta = (one.detach() for one in (given.x, given.gamma, given.beta))
-    calls = {
-        "ours": forward(ours.plain(given), given),
-        "torch eager": forward(peers(case, given, True)["torch eager"], given),
-    }
-    if UNAVAILABLE is None:
-        sizes = (1, 1, *x.shape, 1)
+def _functional(given: Given, training: bool) -> Function:
+    running = given.state["moving_mean"].clone(), given.state["moving_variance"].clone()
 
-        def raw() -> Any:
-            return backend.forward(x, sizes, gamma, beta, EPSILON, None, None, True)
+    def own(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any]:
+        return (F.batch_norm(x, *running, gamma, beta, training, 1 - MOMENTUM, EPSILON),)
 
-        calls["ours, operator"] = raw
-    return calls, "torch eager"
+    return own
+
+
+SMALL = forward, forward_backward
+
+
+def small_peers(given: Given, training: bool) -> dict[str, Function]:
+    """torch's function and its module, which does not count updates here: that takes longer."""
+    module = torch.nn.BatchNorm1d(given.gamma.numel(), EPSILON, 1 - MOMENTUM).train(training)
+    module.weight, module.bias = given.gamma, given.beta
+    module.num_batches_tracked = None
+
+    def own(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any]:
+        return (module(x),)
+
+    return {"F.batch_norm": _functional(given, training), "nn.BatchNorm1d": own}

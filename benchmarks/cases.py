@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+FRAMEWORKS = ("torch", "jax", "tensorflow")
 FAULTING = ("torch", "jax")  # TensorFlow keeps the memory that it was given
 
 # Question, and what the report calls it.
@@ -15,7 +16,7 @@ QUESTIONS = {
     "frameworks": "Forward and backward, the framework's own over ours",
     "modes": "Modes, over our plain batch normalization; originals over ours",
     "activation": "BN + ReLU, our two steps over our one",
-    "small": "One forward call on a small tensor, ours over the framework's own",
+    "small": "One call on a small tensor, ours over the framework's own",
     "models": "A training step of a small ResNet, Keras' layer over ours",
     "synchronized": "Synchronized over one replica, over our plain batch normalization",
     "tf1": "TensorFlow 1 functions in a session, the originals over ours",
@@ -90,8 +91,8 @@ def size(text: str) -> Size:
     """
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,4}", text):
         raise ValueError(
-            f"batchnorm bench: --sizes must be samples x channels x positions, such as 32x64 or "
-            f"64x64x56x56, with commas between them; got '{text}'."
+            f"benchmarks: --sizes must be samples x channels x positions, such as 32x64 or "
+            f"64x64x56x56; got '{text}'."
         )
     n, c, *positions = (int(part) for part in text.split("x"))
     return Size(n, c, tuple(positions))
@@ -170,7 +171,10 @@ def frameworks_of(question: str, frameworks: tuple[str, ...]) -> tuple[str, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement with all its contenders: `what` is done to which tensor."""
+    """One measurement with all its contenders: `what` is done to which tensor.
+
+    Where `what` is empty, the name of each of ours says it.
+    """
 
     what: str
     size: Size
@@ -179,8 +183,9 @@ class Case:
     variant: str = "plain"
 
     def __str__(self) -> str:
-        variant = "" if self.variant == "plain" else f"{self.variant}, "
-        return f"{variant}{self.what}, {self.size} {self.dtype}, channels {self.layout}"
+        variant = "" if self.variant == "plain" else self.variant
+        parts = (variant, self.what, f"{self.size} {self.dtype}", f"channels {self.layout}")
+        return ", ".join(part for part in parts if part)
 
 
 def middle_sizes(settings: Settings) -> list[Size]:

@@ -11,6 +11,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
+Call = Callable[[], Any]
 Clock = Callable[[], float]  # runs its contender, returns the seconds of one call
 
 SHORT = 200e-6  # seconds; shorter calls are timed several at once
@@ -25,7 +26,25 @@ class Times(NamedTuple):
     median: float
 
 
-def clock(call: Callable[[], Any]) -> Clock:
+class Contest(NamedTuple):
+    """Who takes turns: each of ours is compared with each peer and each unit.
+
+    Attributes:
+        peers: Whom ours competes with: the ratio is theirs over ours.
+        units: What ours is measured in: the ratio is ours over the unit.
+        before: What of ours was timed already, for it happens once.
+        rounds, longer: How many times as many rounds as elsewhere, and how many times as long.
+    """
+
+    ours: Mapping[str, Call]
+    peers: Mapping[str, Call] = {}
+    units: Mapping[str, Call] = {}
+    before: Mapping[str, Times] = {}
+    rounds: int = 1
+    longer: float = 1.0
+
+
+def clock(call: Call) -> Clock:
     """Times a call. What it returns is dropped inside the measured time, as a user's is."""
     for _ in range(2):  # compiles, then tells how long it takes
         started = perf_counter()

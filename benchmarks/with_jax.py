@@ -11,13 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from batchnorm.backends import jax as backend
-from batchnorm.bench import ours
-from batchnorm.bench.ours import EPSILON, MOMENTUM, Function, Given
-from batchnorm.bench.plan import Case
-
-FRAMEWORK = "jax"
-UNAVAILABLE = backend.UNAVAILABLE
+from benchmarks import ours
+from benchmarks.cases import Case
+from benchmarks.ours import EPSILON, MOMENTUM, Function, Given
 
 relu = jax.nn.relu
 
@@ -71,8 +67,17 @@ def one_replica(given: Given) -> Function:
 
 def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:
     """Batch normalization written in jax.numpy, with two passes, and flax's where it is there."""
+    both = small_peers(given, training)
+    return both if case.what == "forward + backward" else {"jax.jit": both["jax.jit"]}
+
+
+SMALL = forward, forward_backward
+
+
+def small_peers(given: Given, training: bool) -> dict[str, Function]:
+    """The same two, whatever is measured."""
     result = {"jax.jit": _written(given, training)}
-    if importlib.util.find_spec("flax") is not None and case.what == "forward + backward":
+    if importlib.util.find_spec("flax") is not None:
         result["flax"] = _flax(given, training)
     return result
 
@@ -118,12 +123,3 @@ def _flax(given: Given, training: bool) -> Function:
         return layer.apply(variables, x, mutable=["batch_stats"])
 
     return function
-
-
-def small(case: Case, given: Given) -> tuple[dict[str, Callable[[], Any]], str]:
-    """Forward calls of ours, by name, and the peer under the name that is returned with them."""
-    calls = {
-        "ours": forward(ours.plain(given), given),
-        "jax.jit": forward(_written(given, True), given),
-    }
-    return calls, "jax.jit"
