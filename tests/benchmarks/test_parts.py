@@ -225,3 +225,11 @@ def test_small_peers_compute_what_ours_computes(framework, training):
         np.testing.assert_allclose(made[name], made["ours"], rtol=1e-5, atol=1e-5)
         for one, own in zip(slopes[name], slopes["ours"], strict=True):
             np.testing.assert_allclose(one, own, rtol=1e-4, atol=1e-5)
+
+
+def test_the_page_has_the_verdicts_of_the_committed_rows():
+    lines = report.bars_table(sorted(report.MEASURED.glob("*.csv")))
+    _, _, rest = report.PAGE.read_text().partition(report.BEGIN)
+    table, end, _ = rest.partition(report.END)
+    assert end
+    assert table.strip().splitlines() == lines, "run: python -m benchmarks --page"
