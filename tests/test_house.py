@@ -107,18 +107,11 @@ def circles(root: Path) -> set[frozenset[str]]:
     """Sets of files each of which leads back to itself through the others."""
     files = modules(root)
 
-    def file_of(target: str) -> str | None:
-        return (
-            target
-            if target in files
-            else next(iter({target.rpartition(".")[0]} & set(files)), None)
-        )
-
-    reached = {
-        module: {one for target in imported(file) if (one := file_of(target)) is not None}
-        - {module}
-        for module, file in files.items()
-    }
+    reached = {}
+    for module, file in files.items():
+        # `from house import a` is about house/a.py, `from house.a import name` too
+        targets = {one if one in files else one.rpartition(".")[0] for one in imported(file)}
+        reached[module] = targets & set(files) - {module}
     for between in files:  # Warshall 1962
         for module in files:
             if between in reached[module]:
