@@ -25,6 +25,7 @@ from batchnorm._moments import Moments, attached, constant, first_groups, merge_
 from batchnorm._options import Options
 from batchnorm._rows import Rows, State, row_of
 from batchnorm._statistics import initial_value, next_state, state_names
+from batchnorm._types import OnNonfinite, Statistics, T, UpdateStatistics, ZeroDebias
 from batchnorm._weights import combined_weights
 from batchnorm.backends import backend_of
 
@@ -32,7 +33,7 @@ Tensor = Any
 
 
 def batch_norm(
-    x: Tensor,
+    x: T,
     parameters: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     *,
@@ -51,11 +52,11 @@ def batch_norm(
     synchronized: Any = False,
     unbiased_moving_variance: bool = False,
     pooled_moving_variance: bool = False,
-    statistics: str = "auto",
-    update_statistics: bool | str = "auto",
-    on_nonfinite: str = "skip",
-    zero_debias: bool | str = False,
-) -> tuple[Tensor, State]:
+    statistics: Statistics = "auto",
+    update_statistics: UpdateStatistics = "auto",
+    on_nonfinite: OnNonfinite = "skip",
+    zero_debias: ZeroDebias = False,
+) -> tuple[T, State]:
     """Normalizes x and returns it with the next state; nothing is changed in place.
 
     Formula, per channel (and per ghost batch):
@@ -152,7 +153,7 @@ def init(
     center: bool = True,
     scale: bool = True,
     renorm: bool = False,
-    zero_debias: bool | str = False,
+    zero_debias: ZeroDebias = False,
 ) -> tuple[dict[str, Tensor], State]:
     """Parameters and state to start `batch_norm` with, for inputs like x.
 
