@@ -27,7 +27,6 @@ DISSOLVING = {
     ),
 }
 TOO_LONG = {
-    "docs/measure_features.py",
     "kernels/test/selfcheck.cc",
     "tests/native/test_choice.py",
     "tests/native/test_fused.py",
