@@ -14,7 +14,7 @@ import pytest
 import batchnorm
 from conftest import REQUESTED
 
-MISTAKES = Path(__file__).parent / "typing" / "mistakes.py"
+MISTAKES = Path(__file__).parent / "mistakes.py"
 SOURCE = Path(batchnorm.__file__).parent
 
 

@@ -1,6 +1,6 @@
 """Mistakes that a type checker finds, one a line, each with the code of its error; and right lines.
 
-Never run: tests/test_types.py gives it to mypy, as a user would.
+Never run: test_types.py gives it to mypy, as a user would.
 """
 
 import jax
