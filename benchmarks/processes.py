@@ -103,18 +103,21 @@ def _measure_all(jobs: Sequence[Settings], console: Console) -> tuple[list[Row],
     return found, list(dict.fromkeys(said)), ended
 
 
-def process(job: Settings) -> Iterator[dict[str, Any]]:
-    """What the process of a job tells, line by line; {"stopped": words} where it did not end."""
+def process(*jobs: Settings) -> Iterator[dict[str, Any]]:
+    """What one process for some jobs tells, line by line; {"stopped": words} if it did not end.
+
+    Its environment is the first job's.
+    """
     with tempfile.TemporaryFile("w+") as errors:
         pipe = subprocess.PIPE
         with subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
-            stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment(job), cwd=ROOT,
+            stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment(jobs[0]), cwd=ROOT,
         ) as worker:  # fmt: skip
             assert worker.stdin is not None
             assert worker.stdout is not None
             try:
-                json.dump(asdict(job), worker.stdin)
+                worker.stdin.writelines(json.dumps(asdict(job)) + "\n" for job in jobs)
                 worker.stdin.close()
                 yield from map(json.loads, worker.stdout)
             except BaseException:  # an interrupt ends the process too

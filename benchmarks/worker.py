@@ -1,4 +1,4 @@
-"""The process of one question and framework: settings come in as JSON, rows go out, line by line.
+"""The process of one question and framework: settings come in, rows go out, a line of JSON each.
 
     python -m benchmarks.worker
 
@@ -76,12 +76,13 @@ def main() -> None:
         out.write(json.dumps(line) + "\n")
         out.flush()
 
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in json.load(sys.stdin).items()
-    }
-    settings = Settings(**given)
-    measure(importlib.import_module(f"benchmarks.questions.{settings.question}"), settings, tell)
+    for line in sys.stdin:
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in json.loads(line).items()
+        }
+        job = Settings(**given)
+        measure(importlib.import_module(f"benchmarks.questions.{job.question}"), job, tell)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,6 @@ from benchmarks import __main__ as command
 from benchmarks import cases, processes, rows, worker
 from benchmarks.timing import Contest
 
-QUICK = ("--quick", "--sizes", "32x64", "16x4x5x5", "--dtype", "float32")
-# On busy cores threads that wait for each other stand still: one thread each.
-ONE_THREAD = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 PEERS = {
     "torch": {"torch eager", "torch.compile"},
     "jax": {"jax.jit", *(["flax"] if importlib.util.find_spec("flax") else [])},
@@ -31,37 +28,59 @@ SMALL_PEERS = {
 }
 
 
-def check(found, question):
-    assert found
-    assert {row["question"] for row in found} == {question}
+def check(row):
+    for name in ("ratio", "ratio_of_medians", "ours_min_ms", "peer_min_ms"):
+        assert 0 < float(row[name]) < math.inf
+    assert float(row["ours_min_ms"]) <= float(row["ours_median_ms"])
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """On busy cores threads that wait for each other stand still."""
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        monkeypatch.setenv(name, "1")
+
+
+def test_the_command_leaves_rows_and_a_plot_and_prints_both(one_thread, tmp_path, capfd):
+    out = tmp_path / "new" / "folder"
+    arguments = ("--question", "small", "--framework", "torch", "--out", str(out), "--quick")
+    assert command.main(arguments) == 0
+    with (out / "small.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == 6
     for row in found:
-        for name in ("ratio", "ratio_of_medians", "ours_min_ms", "peer_min_ms"):
-            assert 0 < float(row[name]) < math.inf
-        assert float(row["ours_min_ms"]) <= float(row["ours_median_ms"])
+        check(row)
         assert row["cpu"]
         assert int(row["cores"]) >= 1
         assert "numpy" in row["versions"]
+    assert (out / "small.png").read_bytes().startswith(b"\x89PNG")
+    output = capfd.readouterr().out
+    assert cases.QUESTIONS["small"] in output
+    assert "small tensors, step, over torch's own <= 2.2: " in output
+    assert "cut short by --quick" in output
+    assert "6 rows in " in output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", PEERS)
-def test_every_question_has_rows_on_every_framework(framework, tmp_path, monkeypatch, capfd):
-    """One test a framework: starting it takes longer than measuring."""
-    for name in ONE_THREAD:
-        monkeypatch.setenv(name, "1")
+def test_every_question_has_rows_on_every_framework(framework, one_thread):
+    """In one process: starting it takes longer than measuring."""
     names = cases.QUESTIONS
     questions = [one for one in names if cases.frameworks_of(one, (framework,)) == (framework,)]
-    arguments = ("--framework", framework, "--question", *questions, "--out", str(tmp_path))
-    assert command.main([*QUICK, *arguments]) == 0
-    output = capfd.readouterr().out
-    assert "not measured" not in output
-    assert "cut short by --quick" in output
-    found = {}
-    for question in questions:
-        with (tmp_path / f"{question}.csv").open() as file:
-            found[question] = list(csv.DictReader(file))
-        check(found[question], question)
-        assert (tmp_path / f"{question}.png").read_bytes().startswith(b"\x89PNG")
+    jobs = [
+        cases.Settings(
+            question, framework, ("32x64", "16x4x5x5"), ("float32",),
+            repeats=2, seconds=1.0, quick=True,
+        )
+        for question in questions
+    ]  # fmt: skip
+    told = list(processes.process(*jobs))
+    assert not [line for line in told if "said" in line or "stopped" in line]
+    found = {question: [] for question in questions}
+    for row in (line["row"] for line in told if "row" in line):
+        check(row)
+        found[row["question"]].append(row)
+    assert all(found.values())
     assert {row["peer"] for row in found["frameworks"]} == PEERS[framework]
     assert {row["peer"] for row in found["small"]} == SMALL_PEERS[framework]
     assert {row["what"] for row in found["small"]} == {"forward", "inference", "step"}
