@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from batchnorm import tf1
 from batchnorm.keras import BatchNormalizationBase
-from reference import golden_arrays, golden_cases, golden_state
+from recordings import golden_arrays, golden_cases, golden_state
 
 pytestmark = pytest.mark.keras
 v1 = tf.compat.v1
