@@ -102,7 +102,8 @@ def remember(
     if "num_updates" in state:
         new["num_updates"] = state["num_updates"] + 1
     if "skipped_updates" in state and usable is not True:
-        new["skipped_updates"] = state["skipped_updates"] + ops.cast(~usable, "int32")
+        skipped = state["skipped_updates"]
+        new["skipped_updates"] = skipped + ops.cast(~usable, ops.dtype(skipped))
     return new
 
 

@@ -22,7 +22,7 @@ import engines
 import recordings
 import replicated
 from batchnorm import keras as ours
-from batchnorm.backends import tensorflow_replicas
+from batchnorm.backends.tensorflow import replicas as tensorflow_replicas
 
 RANK, REPLICAS, FOLDER = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 ENGINE = engines.ENGINES["tensorflow"]
