@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import tensorflow as tf
 
 from batchnorm import tf1
 from batchnorm.keras import BatchNormalizationBase
+from frozen_graphs import outputs_elsewhere
 from reference import golden_arrays, golden_cases, golden_state
 
 pytestmark = pytest.mark.keras
@@ -155,6 +159,39 @@ def test_a_frozen_layer_in_a_graph_is_in_no_collection_of_trainable_variables(tr
         x = v1.placeholder(tf.float32, X.shape)
         tf1.keras.layers.BatchNormalization(trainable=trainable)(x, training=True)
         assert len(v1.trainable_variables()) == (2 if trainable else 0)
+
+
+@only_tensorflow
+@pytest.mark.xfail(
+    strict=True,
+    raises=subprocess.CalledProcessError,
+    reason="inference in a graph runs on our kernels, which only batchnorm registers",
+)
+def test_a_frozen_graph_runs_where_batchnorm_is_not(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, (None, 3, 2, 4), name="x")
+        layer = tf1.keras.layers.BatchNormalization(moving_mean_initializer="ones")
+        y = tf.identity(layer(x, training=False), name="y")
+        session.run(v1.global_variables_initializer())
+        frozen = v1.graph_util.convert_variables_to_constants(
+            session, session.graph.as_graph_def(), ["y"]
+        )
+        (tmp_path / "keras.pb").write_bytes(frozen.SerializeToString())
+        want = session.run(y, {x: X})
+    np.testing.assert_allclose(outputs_elsewhere(tmp_path)["keras"], want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it needs TensorFlow")
+def test_the_layer_imports_no_tensorflow_where_keras_does_not():
+    code = (
+        "import sys, batchnorm.tf1.keras as tf1\n"
+        "import numpy as np\n"
+        "tf1.layers.BatchNormalization()(np.ones((2, 3), 'float32'), training=True)\n"
+        "print({'batchnorm.tf1.layers', 'batchnorm.backends.tensorflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @only_tensorflow
