@@ -166,8 +166,8 @@ def reestimate(
         done = reestimate_(
             loaded,
             load_data(data),
-            method,
             steps,
+            method=method,
             batch_size=batch_size,
             layer_by_layer=layer_by_layer,
         )

@@ -17,7 +17,8 @@ from batchnorm.tools.norms import copied, find
 from batchnorm.tools.pooling import Pool
 from batchnorm.tools.profile import Profile
 from batchnorm.tools.progress import shown
-from batchnorm.tools.report import Report, row_of
+from batchnorm.tools.report import Report
+from batchnorm.tools.rows import row_of
 
 SAMPLES, POSITIONS = 8, 16  # of a batch, that drift and histograms are taken from
 DENSE_SAMPLES = 64  # where a sample has one position only

@@ -10,7 +10,7 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm.keras import BatchNormalizationBase
-from batchnorm.tools.folding import Refusal
+from batchnorm.tools.folds import Refusal
 from batchnorm.tools.graph import Graph
 from batchnorm.tools.linear import Weights, channel_axis, is_linear, why_not_before
 from batchnorm.tools.norm import Array

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.reestimation import Reestimation, estimate, kept_if_raised
+from batchnorm.tools.result import Result
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Repaired:
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(Result):
     """What `repair` did.
 
     Attributes:
@@ -57,14 +61,27 @@ class Repair:
     parameters: tuple[str, ...]
     estimation: Reestimation | None
 
-    def __str__(self) -> str:
+    def sentences(self) -> list[str]:
         lines = [str(one) for one in self.layers]
         lines += [f"{name}: this data has no finite value for some of them." for name in self.still]
         lines += [
             f"{name}: gamma or beta is not finite: only an older checkpoint can bring it back."
             for name in self.parameters
         ]
-        return "\n".join(lines) or "Nothing is poisoned."
+        return lines or ["Nothing is poisoned."]
+
+    def table(self) -> Table:
+        result = Table(title=f"Repaired {len(self.layers)}", title_justify="left")
+        result.add_column("layer", no_wrap=True)
+        result.add_column("channels", justify="right")
+        result.add_column("how")
+        for one in self.layers:
+            result.add_row(one.layer, str(len(one.channels)), one.how)
+        return result
+
+    def __rich__(self) -> Group:
+        """The sentences: a table of poisoned channels says less."""
+        return Group(*(Text(line) for line in self.sentences()))
 
 
 def repair(
