@@ -182,8 +182,8 @@ BATCH, MOVING = (
     [
         (
             {},
-            f"With training=True it {BATCH} and updates the moving ones; with training=False it "
-            f"{MOVING} and leaves them alone. Gamma and beta are trained.",
+            f"With training=True it {BATCH} and updates the moving ones (keeping 0.99 of the old); "
+            f"with training=False it {MOVING} and leaves them alone. Gamma and beta are trained.",
         ),
         (
             {"trainable": False},
@@ -198,8 +198,8 @@ BATCH, MOVING = (
         (
             {"virtual_batch_size": 4, "renorm": True, "scale": False, "center": False},
             "With training=True it normalizes ghost batches of 4 with their own statistics, "
-            "corrected by renorm and updates the moving ones; with training=False it "
-            f"{MOVING} and leaves them alone. It has neither gamma nor beta.",
+            "corrected by renorm, and updates the moving ones (keeping 0.99 of the old); with "
+            f"training=False it {MOVING} and leaves them alone. It has neither gamma nor beta.",
         ),
     ],
 )
@@ -216,7 +216,12 @@ def test_explain_knows_kerass_own_layer():
     layer.trainable = False
     assert explained(layer) == (
         f"With training=True and False alike it {MOVING} and leaves them alone, because "
-        "trainable=False. Gamma and beta are not trained."
+        "trainable=False. Beta is not trained."
+    )
+    layer = keras.layers.BatchNormalization(momentum=1.0)
+    assert explained(layer).startswith(
+        f"With training=True it {BATCH} and leaves the moving ones alone; with training=False it "
+        f"{MOVING} and leaves them alone, because momentum=1."
     )
 
 
@@ -224,6 +229,6 @@ def test_explain_names_the_path_and_counts_updates():
     layer = BatchNormalization(fused=False)
     layer(X, training=True)
     assert batchnorm.explain(layer).endswith(
-        "It runs on composite operations. Not on our fused kernels: fused is False. Its statistics "
-        "have seen 1 updates."
+        "It runs on composite operations. Not on our fused kernels: fused is False. It has counted "
+        "1 update of its statistics."
     )

@@ -211,14 +211,14 @@ def test_an_interruption_while_results_are_stored_leaves_the_model_bit_for_bit(m
     before = weights_of(model)
     from batchnorm.tools.norm_keras import OwnNorm
 
-    assign = OwnNorm.assign
+    assign = OwnNorm.set_host_statistics
 
     def stopping(norm, mean, variance):
         assign(norm, mean, variance)
         if norm.name == "second":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(OwnNorm, "assign", stopping)
+    monkeypatch.setattr(OwnNorm, "set_host_statistics", stopping)
     with pytest.raises(KeyboardInterrupt):
         batchnorm.reestimate(model, X)
     assert weights_of(model) == before

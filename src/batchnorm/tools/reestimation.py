@@ -177,23 +177,23 @@ def reestimated(model: Any, data: Any, steps: int | None = None, **options: Any)
 @contextlib.contextmanager
 def kept(norms: Sequence[Norm]) -> Iterator[None]:
     """Whatever happens inside, the layers remember afterwards what they did before."""
-    states = [norm.state() for norm in norms]
+    states = [norm.memory() for norm in norms]
     try:
         yield
     finally:
         for norm, state in zip(norms, states, strict=True):
-            norm.restore(state)
+            norm.set_memory(state)
 
 
 @contextlib.contextmanager
 def kept_if_raised(norms: Sequence[Norm]) -> Iterator[None]:
     """If anything is raised inside, the layers remember what they did before."""
-    states = [norm.state() for norm in norms]
+    states = [norm.memory() for norm in norms]
     try:
         yield
     except BaseException:
         for norm, state in zip(norms, states, strict=True):
-            norm.restore(state)
+            norm.set_memory(state)
         raise
 
 
@@ -245,11 +245,11 @@ class _Estimation:
         return Reestimation(self._method, read, rows, tuple(missed))
 
     def _settle(self, norm: Norm, pooled: Pool) -> LayerChange:
-        old_mean, old_variance = norm.statistics()
+        old_mean, old_variance = norm.host_statistics()
         mean, variance = pooled.final()
         some = pooled.count > 0
         mean, variance = np.where(some, mean, old_mean), np.where(some, variance, old_variance)
-        norm.assign(mean, variance)
+        norm.set_host_statistics(mean, variance)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             moved = (mean - old_mean) / np.sqrt(variance + norm.epsilon)
             ratio = np.log((variance + norm.epsilon) / (old_variance + norm.epsilon))
@@ -272,7 +272,7 @@ class _Estimation:
         return functools.reduce(in_one_order, of_all_replicas(self._program.order), [])
 
     def _empty_pool(self, norm: Norm) -> Pool:
-        return Pool(len(norm.statistics()[0]), self._method, norm.momentum, norm.unbiased)
+        return Pool(len(norm.host_statistics()[0]), self._method, norm.momentum, norm.unbiased)
 
     def _read(self, batch: Any, measured: Sequence[int], placed: Sequence[int]) -> None:
         (results,) = self._program(batch, self._given(measured, placed))
@@ -300,7 +300,7 @@ def _visit(method: str, call: Call) -> tuple[Any, Any]:
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
     """Mean and variance of what was pooled and this batch; where that is nothing, the layer's."""
     ops = backend_of(new.mean)
-    operands = [*new, *before, adds, *norm.held(ops.dtype(new.mean))]
+    operands = [*new, *before, adds, *norm.device_statistics(ops.dtype(new.mean))]
     arrays = ops.on_host(operands)
     if arrays is None:
         return _running(ops, operands, method, norm.momentum)

@@ -102,13 +102,15 @@ def repair(
         TypeError, ValueError: an argument is not what it must be. The model is as it was then.
     """
     norms = find(model, "repair")
-    sick = [norm for norm in norms if norm.poisoned().any()]
-    masks = [(norm.poisoned(), norm.lost()) for norm in sick]
+    sick = [norm for norm in norms if norm.unsound().any()]
+    masks = [(norm.unsound(), norm.unsound_statistics()) for norm in sick]
     estimation = None
     with kept_if_raised(sick):
         for norm, (poisoned, lost) in zip(sick, masks, strict=True):
-            mean, variance = norm.statistics()
-            norm.assign(np.where(lost, 0.0, mean), np.where(lost, 1.0, variance), poisoned)
+            mean, variance = norm.host_statistics()
+            norm.set_host_statistics(
+                np.where(lost, 0.0, mean), np.where(lost, 1.0, variance), poisoned
+            )
         if data is not None and sick:
             estimation = estimate(model, sick, data, steps, batch_size, "repair")
     found = {} if estimation is None else {one.name: one for one in estimation.layers}
@@ -129,4 +131,4 @@ def repair(
 
 
 def _broken_parameters(norm: Norm) -> bool:
-    return any(one is not None and not np.isfinite(one).all() for one in norm.parameters())
+    return any(one is not None and not np.isfinite(one).all() for one in norm.host_parameters())

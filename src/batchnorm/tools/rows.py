@@ -25,7 +25,7 @@ class Row:
         between: share of the variance between batches.
         drift: how far outputs in training and evaluation are apart, in standard deviations.
         poisoned, collapsed, dead, saturated: channels.
-        updates, needed: updates seen (None: nothing counts them), and what momentum asks for.
+        updates, needed: updates seen (None: nothing counted them), and what momentum asks for.
         frozen: why training leaves the statistics alone, or None.
         path, why_not: what runs, and why not the fused kernels.
     """
@@ -56,6 +56,7 @@ def row_of(profile: Profile) -> Row:
     """The row of a layer that was measured."""
     norm = profile.norm
     path, why_not = norm.path()
+    held = norm.frozen()
 
     seen = profile.seen()
 
@@ -78,10 +79,10 @@ def row_of(profile: Profile) -> Row:
         collapsed=int(profile.collapsed().sum()),
         dead=int(profile.dead().sum()),
         saturated=int(profile.saturated().sum()),
-        updates=norm.updates(),
+        updates=profile.updates(),
         needed=profile.needed(),
         momentum=norm.momentum,
-        frozen=norm.frozen(),
+        frozen=held and held.reason,
         path=path,
         why_not=why_not,
     )
