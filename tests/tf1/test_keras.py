@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from frozen_graphs import outputs_elsewhere
 
 from batchnorm import tf1
 from batchnorm.keras import BatchNormalizationBase
-from frozen_graphs import outputs_elsewhere
 from recordings import golden_arrays, golden_cases, golden_state
 
 pytestmark = pytest.mark.keras
