@@ -6,7 +6,8 @@
  *           float for the others. Every per-channel vector is S[G*C]; count is S[G].
  * Weights.  w is NULL, or S[A', G', B', D'] (wdims[0..3]) where each size is the full one or 1. An element whose weight
  *           is exactly 0 is excluded: it does not touch the moments, whatever x holds there. It is still normalized;
- *           where its x is not finite, y = offset and dx = 0, and its dy counts nowhere.
+ *           where its x is not finite, y = offset and dx = 0, and its dy counts nowhere. Weights below 0 have no
+ *           moments: bn_moments and bn_forward refuse them.
  * Threads.  Every function may be called from several threads at once and after fork(). Results are bit for bit the
  *           same for any number of threads.
  * In place. An output may be the same pointer as an input of equal type (y = x, dx = dy, dx = x); else no overlap.
@@ -30,7 +31,8 @@ extern "C" {
 
 enum bn_dtype { BN_FLOAT32 = 0, BN_FLOAT64 = 1, BN_FLOAT16 = 2, BN_BFLOAT16 = 3 };
 enum bn_activation { BN_NONE = 0, BN_RELU = 1 };
-enum bn_code { BN_OK = 0, BN_BAD_DTYPE = 1, BN_BAD_SIZE = 2, BN_NULL = 3, BN_BAD_WEIGHTS = 4, BN_NO_MEMORY = 5, BN_BAD_ACTIVATION = 6 };
+enum bn_code { BN_OK = 0, BN_BAD_DTYPE = 1, BN_BAD_SIZE = 2, BN_NULL = 3, BN_BAD_WEIGHTS = 4, BN_NO_MEMORY = 5, BN_BAD_ACTIVATION = 6,
+               BN_NEGATIVE_WEIGHT = 7 };
 
 /* mean + remainder (an unevaluated sum, so that float32 holds a mean far from 0), variance = sum(w (x - mean)^2) / count,
  * count = sum(w), or A*B*D without weights. A group whose count is 0 has mean = remainder = variance = 0.
@@ -93,12 +95,6 @@ BN_API const char* bn_isa(void);
 /* How many threads a call may use; n <= 0 restores the default: OMP_NUM_THREADS, else the cores this process may use. */
 BN_API void bn_set_threads(int n);
 BN_API int bn_get_threads(void);
-
-/* Runs task(context, i) for every i in [0, n), together where it can, and returns when all are done. NULL restores the
- * library's own threads. Set it before other threads call kernels. */
-typedef void (*bn_task)(void* context, int64_t i);
-typedef void (*bn_executor)(bn_task task, void* context, int64_t n);
-BN_API void bn_set_executor(bn_executor run);
 
 /* Borrow the OpenMP team of a libgomp that this process has loaded already: path, or "libgomp.so.1" for NULL.
  * Two spinning teams in one process slow each other down. Returns 1 when borrowed, 0 when there is none. */

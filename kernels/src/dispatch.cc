@@ -5,7 +5,6 @@
 #include "batchnorm.h"
 #include "call.h"
 #include "pool.h"
-#include "reference.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -112,35 +111,14 @@ static void put(const Given& in, void* vector, int64_t i, double value) {
   if (in.dtype == BN_FLOAT64) ((double*)vector)[i] = value;
   else ((float*)vector)[i] = (float)value;
 }
-static double rounded(const Given& in, double value) { return in.dtype == BN_FLOAT64 ? value : (double)(float)value; }
 
-// Writes count; says in *negative whether moments must be taken the plain way.
-static int write_count(const Given& in, void* count, bool* negative) {
-  *negative = false;
+static int write_count(const Given& in, void* count) {
   const int64_t groups = in.dims[1];
   const double all = (double)in.dims[0] * (double)in.dims[2] * (double)in.dims[4];
-  if (in.w) {
-    double* sums = (double*)scratch.take(sizeof(double) * (size_t)(groups + 1));
-    if (!sums) return BN_NO_MEMORY;
-    *negative = sum_weights(in, sums);
-    for (int64_t g = 0; count && g < groups; g++) put(in, count, g, sums[g]);
-  } else {
-    for (int64_t g = 0; count && g < groups; g++) put(in, count, g, all);
-  }
-  return BN_OK;
-}
-
-static int plain_moments(const Given& in, const void* x, void* mean, void* remainder, void* variance) {
-  const int64_t n = in.statistics();
-  double* room = (double*)malloc(sizeof(double) * (size_t)(2 * n + in.dims[1] + 1));
-  if (!room) return BN_NO_MEMORY;
-  reference_moments(View{in.dtype, in.dims, in.w, in.wdims}, x, room, room + n, room + 2 * n);
-  for (int64_t k = 0; k < n; k++) {
-    put(in, mean, k, room[k]);
-    if (remainder) put(in, remainder, k, room[k] - room[k] == 0 ? room[k] - rounded(in, room[k]) : 0);
-    put(in, variance, k, room[n + k]);
-  }
-  free(room);
+  double* sums = in.w ? (double*)scratch.take(sizeof(double) * (size_t)(groups + 1)) : nullptr;
+  if (in.w && !sums) return BN_NO_MEMORY;
+  if (in.w && sum_weights(in, sums)) return BN_NEGATIVE_WEIGHT;
+  for (int64_t g = 0; count && g < groups; g++) put(in, count, g, sums ? sums[g] : all);
   return BN_OK;
 }
 
@@ -186,13 +164,7 @@ static int moments_and_more(const Given& in, int steps, const void* x, double ep
   if (int code = check(in, activation)) return code;
   const int64_t n = in.elements(), k = in.statistics();
   if (missing(x, n) || missing(mean, k) || missing(variance, k) || ((steps & kStandardize) && missing(y, n))) return BN_NULL;
-  bool negative;
-  if (int code = write_count(in, count, &negative)) return code;
-  if (negative && n > 0) {
-    if (int code = plain_moments(in, x, mean, remainder, variance)) return code;
-    steps &= ~kMoments;
-    if (!steps) return BN_OK;
-  }
+  if (int code = write_count(in, count)) return code;
   Call call = {};
   call.steps = steps;
   call.x = x, call.out = y;
@@ -283,16 +255,16 @@ const char* bn_error(int code) {
     case BN_NULL: return "a required pointer is NULL";
     case BN_BAD_WEIGHTS: return "each size of the weights must be 1 or the size of that axis of x";
     case BN_NO_MEMORY: return "out of memory for per-channel scratch";
+    case BN_NEGATIVE_WEIGHT: return "weights must not be negative";
     case BN_BAD_ACTIVATION: return "activation must be 0 (none) or 1 (relu)";
     default: return "unknown error code";
   }
 }
 
-int bn_abi_version(void) { return 1; }
+int bn_abi_version(void) { return 2; }
 const char* bn_isa(void) { return level()->name; }
 void bn_set_threads(int n) { pool_set_threads(n); }
 int bn_get_threads(void) { return pool_threads(); }
-void bn_set_executor(bn_executor run) { pool_set_executor(run); }
 int bn_borrow_openmp(const char* path) { return pool_borrow_openmp(path); }
 
 int bn_advise_huge(void* p, size_t n) {

@@ -3,6 +3,7 @@
 #include "pool.h"
 #include "simd.h"
 #include "walk.inl"
+#include "lanes.inl"
 #include "moments.inl"
 #include "moments_columns.inl"
 #include "standardize.inl"

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 HERE = Path(__file__).parent
 MODES = ("auto", "never", "require")
 

@@ -1,5 +1,5 @@
-// The kernels as plain loops in double: what they mean, not how they are fast. The self-check compares against these;
-// bn_moments itself takes them for negative weights, where blocks cannot be merged.
+// The kernels as plain loops in double: what they mean, not how they are fast. The self-check compares against
+// these; the library does without them.
 #pragma once
 #include <stdint.h>
 
