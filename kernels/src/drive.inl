@@ -116,16 +116,16 @@ template <class T> struct Driver {
         *a = m.weight, *b = m.mean, *c = m.square;
       });
     else
-      with_flag(call.relu, [&](auto relu) {
-        enum { RELU = decltype(relu)::value };
+      with_mask(call, [&](auto mask) {
+        enum { MASK = decltype(mask)::value };
         const S* of[kCoefficients];
         if (p.by_rows) {
           pointers(g, tile.c0, of);
-          sums_by_rows<T, RELU>(call, Same<S>(of), g, tile.c0, segment, a, b);
+          sums_by_rows<T, MASK>(call, Same<S>(of), g, tile.c0, segment, a, b);
         } else {
           Spread room;
           spread(g, tile, room, of);
-          sums_by_columns<T, RELU>(call, Each<S>(of), g, tile, segment, a, b);
+          sums_by_columns<T, MASK>(call, Each<S>(of), g, tile, segment, a, b);
         }
       });
   }
@@ -212,7 +212,5 @@ template <class T> struct Driver {
 };
 
 template <class T> static void run_call(const Call& call) { Driver<T>(call).run(); }
-
-static const Level kLevel = {BN_LEVEL_NAME, {run_call<float>, run_call<double>, run_call<half>, run_call<bfloat>}};
 
 }  // namespace BN_LEVEL

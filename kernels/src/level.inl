@@ -9,3 +9,4 @@
 #include "standardize.inl"
 #include "backward.inl"
 #include "drive.inl"
+#define BN_EVERY_TYPE {BN_LEVEL::run_call<float>, BN_LEVEL::run_call<double>, BN_LEVEL::run_call<half>, BN_LEVEL::run_call<bfloat>}
