@@ -73,6 +73,30 @@ BN_API int bn_backward(int dtype, const int64_t dims[5], const void* x, const vo
                        const void* variance, double epsilon, const void* scale, const void* offset, int activation,
                        const void* live, int frozen, void* sum_dy, void* sum_dy_xh, void* dx);
 
+/* A residual: y = activation(standardize(x) + residual), one more array like x in the same passes. Each function below is
+ * the one of its name without `_add`, which is this one with NULL for what is new; residual may be NULL.
+ * y, read for BN_RELU only, is what the forward function returned: dy counts where y > 0. NULL recomputes y from x, as
+ * is right without a residual. d_residual is dy where it counts, excluded elements too; it may be NULL, or dy itself. */
+BN_API int bn_standardize_add(int dtype, const int64_t dims[5], const void* x, const void* residual, const void* w,
+                              const int64_t wdims[4], const void* mean, const void* remainder, const void* variance,
+                              double epsilon, const void* scale, const void* offset, int activation, void* y);
+BN_API int bn_forward_add(int dtype, const int64_t dims[5], const void* x, const void* residual, const void* w,
+                          const int64_t wdims[4], double epsilon, const void* scale, const void* offset, int activation,
+                          void* mean, void* remainder, void* variance, void* count, void* y);
+BN_API int bn_backward_sums_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y,
+                                const void* w, const int64_t wdims[4], const void* mean, const void* remainder,
+                                const void* variance, double epsilon, const void* scale, const void* offset,
+                                int activation, void* sum_dy, void* sum_dy_xh);
+BN_API int bn_backward_input_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y,
+                                 const void* w, const int64_t wdims[4], const void* count, const void* mean,
+                                 const void* remainder, const void* variance, double epsilon, const void* scale,
+                                 const void* offset, int activation, const void* live, int frozen, const void* sum_dy,
+                                 const void* sum_dy_xh, void* dx, void* d_residual);
+BN_API int bn_backward_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y, const void* w,
+                           const int64_t wdims[4], const void* count, const void* mean, const void* remainder,
+                           const void* variance, double epsilon, const void* scale, const void* offset, int activation,
+                           const void* live, int frozen, void* sum_dy, void* sum_dy_xh, void* dx, void* d_residual);
+
 /* The moving averages after a batch whose moments, S[groups * columns] and count S[groups], bn_moments measured:
  *     new = momentum * old + (1 - momentum) * measured, with variance * count / (count - 1) where `unbiased` and count > 1.
  * A channel with count 0, or, unless `propagate`, with a mean or variance that is not finite or a variance below 0, keeps

@@ -17,6 +17,8 @@ template <class F> BN_INLINE void with_flag(bool flag, F f) { flag ? f(Number<1>
 template <class S, class V> BN_INLINE V within(V v, Full) { return v; }
 template <class S, class V> BN_INLINE V within(V v, Part part) { return select(lanes_below<S>(part.n), v, V{}); }
 
+template <class T, int N> struct Arrays { const T* of[N]; };  // of one shape
+
 // ---- by rows: all of a rectangle is one channel's
 // Lanes hold at most 20 additions before they are added up in double, so that even rounding errors that all point one
 // way (few distinct values, as in 16-bit data) stay below 1e-6, and any others far below.
@@ -35,7 +37,7 @@ template <class S> BN_INLINE void add_lanes(typename Lanes<S>::V v, double* into
 // step(at, weight, tag, first, second) adds one vector, `at` elements after the rectangle's first. `read` are the arrays
 // that it reads. WEIGH: rows of weight 0 are skipped and the weights are added up.
 template <class T, int W, bool WEIGH, int ARRAYS, class Step>
-BN_INLINE void sum_rows(const Rectangle<T>& r, const T* const (&read)[ARRAYS], RowSums<StatOf<T>>& out, Step step) {
+BN_INLINE void sum_rows(const Rectangle<T>& r, const Arrays<T, ARRAYS>& read, RowSums<StatOf<T>>& out, Step step) {
   using S = StatOf<T>;
   using V = VecOf<T>;
   enum { N = Count<T>::N };
@@ -69,7 +71,7 @@ BN_INLINE void sum_rows(const Rectangle<T>& r, const T* const (&read)[ARRAYS], R
       int64_t j = 0;
       for (; j + 4 * N <= n; j += 4 * N) {
         for (int b = 0; b < (int)(4 * N * sizeof(T)); b += 64)
-          for (int a = 0; a < ARRAYS; a++) BN_PREFETCH((const char*)(read[a] + at + j) + ahead + b);
+          for (int a = 0; a < ARRAYS; a++) BN_PREFETCH((const char*)(read.of[a] + at + j) + ahead + b);
         add(j, s0, q0, Full{});
         add(j + N, s1, q1, Full{});
         add(j + 2 * N, s2, q2, Full{});
@@ -92,7 +94,7 @@ template <class S> struct ColumnLanes {
 
 // step(i, at, j, tag, first, second, weight) adds one vector: column j of row i, `at` elements after the first.
 template <class T, bool WEIGH, int ARRAYS, class Step>
-BN_INLINE void sum_columns(const T* const (&read)[ARRAYS], int rows, int64_t stride, int64_t width,
+BN_INLINE void sum_columns(const Arrays<T, ARRAYS>& read, int rows, int64_t stride, int64_t width,
                            ColumnLanes<StatOf<T>>& c, Step step) {
   using V = VecOf<T>;
   enum { N = Count<T>::N };
@@ -104,7 +106,7 @@ BN_INLINE void sum_columns(const T* const (&read)[ARRAYS], int rows, int64_t str
     for (int i = 0; i < rows; i++) {
       const int64_t at = i * stride + j;
       for (int b = 0; b < (int)(U * N); b += 64 / (int)sizeof(T))
-        for (int a = 0; a < ARRAYS; a++) BN_PREFETCH(read[a] + at + next + b);
+        for (int a = 0; a < ARRAYS; a++) BN_PREFETCH(read.of[a] + at + next + b);
       for (int u = 0; u < U; u++) step(i, at + u * N, j + u * N, tag, s[u], q[u], n[u]);
     }
     for (int u = 0; u < U; u++) {

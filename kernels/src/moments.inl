@@ -32,7 +32,7 @@ template <class T, int W>
 static void accumulate_rows(const Rectangle<T>& r, StatOf<T> shift, RowSums<StatOf<T>>& out) {
   using V = VecOf<T>;
   const V k = splat(shift), zero = {};
-  sum_rows<T, W, true>(r, {r.x}, out, [&](int64_t at, V each, auto tag, V& s, V& q) {
+  sum_rows<T, W, true>(r, Arrays<T, 1>{{r.x}}, out, [&](int64_t at, V each, auto tag, V& s, V& q) {
     V d = within<StatOf<T>>(load(r.x + at, tag) - k, tag), weighted = d;
     if (W != kNone) d = select(each == zero, zero, d), weighted = each * d;
     s += weighted;

@@ -20,7 +20,7 @@ static void accumulate_columns(const Plan& p, const Rectangle<T>& r, Columns<Sta
     if (W == kVector)
       for (int i = 0; i < together; i++) spread_weights(p, r, row + i, c.spread[i]);
     const T* x = r.x + row * r.stride;
-    sum_columns<T, W == kVector>({x}, (int)together, r.stride, r.width, c,
+    sum_columns<T, W == kVector>(Arrays<T, 1>{{x}}, (int)together, r.stride, r.width, c,
                                  [&](int i, int64_t at, int64_t j, auto tag, V& s, V& q, V& n) {
       V d = within<StatOf<T>>(load(x + at, tag) - load(c.k + j, Full{}), tag), weighted = d;
       if (W != kNone) {

@@ -30,12 +30,28 @@ BN_INLINE V standardized(V x, V w, const From& from, int64_t j) {
   return X ? unless_excluded<X>(x, w, y, from.get(OFFSET, j)) : y;
 }
 
+// Which dy count: all, those whose y is recomputed and above 0, or those whose saved y is.
+enum Mask { kEverything, kRecomputed, kSaved };
+template <class F> BN_INLINE void with_mask(const Call& call, F f) {
+  if (!call.relu) f(Number<kEverything>());
+  else if (call.y) f(Number<kSaved>());
+  else f(Number<kRecomputed>());
+}
+template <class T, int MASK, int X, class From, class V, class Tag>
+BN_INLINE V masked(V d, V x, V w, const From& from, int64_t j, const T* y, Tag tag) {
+  if (MASK == kEverything) return d;
+  return select((MASK == kSaved ? load(y, tag) : standardized<T, X>(x, w, from, j)) > V{}, d, V{});
+}
+
 // The weights of one row, as its elements see them: `each` is one for all of them, or at[j & mask] is element j's.
 template <class S> struct RowWeights {
   S each;
   const S* at;
   int64_t mask;
 };
+
+template <class T, class V> BN_INLINE void put(T* p, V v, Full, bool around) { around ? stream(p, v) : store(p, v, Full{}); }
+template <class T, class V> BN_INLINE void put(T* p, V v, Part part, bool) { store(p, v, part); }
 
 // Runs write(j, tag) over [0, n), whole vectors where it can, and puts the results at out; around the cache if asked.
 template <class T, class Write> BN_INLINE void each_vector(T* out, int64_t n, bool around_cache, Write write) {
@@ -59,29 +75,32 @@ template <class T, class Write> BN_INLINE void each_vector(T* out, int64_t n, bo
 }
 
 template <class T, int X, class From>
-BN_INLINE void standardize_row(const T* x, const RowWeights<StatOf<T>>& w, const From& from, VecOf<T> lowest, T* y, int64_t n,
-                               bool around_cache, int64_t ahead) {
+BN_INLINE void standardize_row(const T* x, const T* residual, const RowWeights<StatOf<T>>& w, const From& from,
+                               VecOf<T> lowest, T* y, int64_t n, bool around_cache, int64_t ahead) {
   using V = VecOf<T>;
   each_vector(y, n, around_cache, [&](int64_t j, auto tag) {
     if (ahead) BN_PREFETCH(x + j + ahead);
     const V each = X ? load(w.at + (j & w.mask), tag) : V{};
-    const V value = standardized<T, X>(load(x + j, tag), each, from, j);
+    V value = standardized<T, X>(load(x + j, tag), each, from, j);
+    if (residual) value += load(residual + j, tag);
     return select(value < lowest, lowest, value);
   });
 }
 
 // dx = CA * (dy - w * ((x - M) * C1 + C0)). C1 is 0 where the statistics are frozen: x, which may not be finite there,
 // then has no part in dx.
-template <class T, bool RELU, int X, class From>
-BN_INLINE void input_row(const T* x, const T* dy, const RowWeights<StatOf<T>>& w, const From& from, T* dx, int64_t n,
-                         bool around_cache, int64_t ahead) {
+template <class T, int MASK, int X, class From>
+BN_INLINE void input_row(const T* x, const T* dy, const T* y, const RowWeights<StatOf<T>>& w, const From& from, T* dx,
+                         T* d_residual, int64_t n, bool around_cache, int64_t ahead) {
   using V = VecOf<T>;
   const V zero = {}, one = splat(w.each);
+  // The second output goes where the first does, where the same vectors of both begin a line of the cache.
+  const bool both = around_cache && n >= 64 && (uintptr_t)dx % sizeof(T) == 0 && ((uintptr_t)dx ^ (uintptr_t)d_residual) % 64 == 0;
   each_vector(dx, n, around_cache, [&](int64_t j, auto tag) {
     if (ahead) BN_PREFETCH(x + j + ahead), BN_PREFETCH(dy + j + ahead);
     const V value = load(x + j, tag), each = X ? load(w.at + (j & w.mask), tag) : one;
-    V d = load(dy + j, tag);
-    if (RELU) d = select(standardized<T, X>(value, each, from, j) > zero, d, zero);
+    V d = masked<T, MASK, X>(load(dy + j, tag), value, each, from, j, y + j, tag);
+    if (d_residual) put(d_residual + j, d, tag, both);
     const V slope = from.get(C1, j), constant = from.get(C0, j), ca = from.get(CA, j);
     const V path = select(slope == zero, constant, fma(value - from.get(M, j), slope, constant));
     d = d - (X ? select(each == zero, zero, each * path) : each * path);
@@ -96,11 +115,13 @@ static void apply_rectangle(const Call& call, const Rectangle<T>& r, const From&
   static const S kZeros[Count<T>::N] = {};
   const From from = given;  // a copy that no store can change: it stays in registers
   const Plan& p = call.plan;
-  T* out = (T*)call.out + r.at;
-  const T* dy = (const T*)call.dy + (call.dy ? r.at : 0);
   const VecOf<T> lowest = splat(call.relu ? (S)0 : (S)-INFINITY);
+  auto row_of = [](auto* array, int64_t at) { return array ? array + at : array; };
   for (int64_t row = 0; row < r.rows; row++) {
-    const int64_t at = row * r.stride;
+    const int64_t at = r.at + row * r.stride;
+    const T *x = (const T*)call.x + at, *dy = row_of((const T*)call.dy, at), *y = row_of((const T*)call.y, at);
+    const T* residual = row_of((const T*)call.residual, at);
+    T *out = (T*)call.out + at, *d_residual = row_of((T*)call.d_residual, at);
     RowWeights<S> w = {1, kZeros, 0};
     if (p.form == kScalar) w.each = r.w[row * r.w_stride];
     if (p.form == kVector) w.at = r.w + row * r.w_stride, w.mask = -1;
@@ -108,9 +129,9 @@ static void apply_rectangle(const Call& call, const Rectangle<T>& r, const From&
     with_flag(p.form == kVector || w.each == 0, [&](auto some) {
       enum { X = decltype(some)::value };
       if (!(call.steps & kInput))
-        return standardize_row<T, X>(r.x + at, w, from, lowest, out + at, r.width, p.stream, p.fetch_ahead);
-      with_flag(call.relu, [&](auto relu) {
-        input_row<T, decltype(relu)::value, X>(r.x + at, dy + at, w, from, out + at, r.width, p.stream, p.fetch_ahead);
+        return standardize_row<T, X>(x, residual, w, from, lowest, out, r.width, p.stream, p.fetch_ahead);
+      with_mask(call, [&](auto mask) {
+        input_row<T, decltype(mask)::value, X>(x, dy, y, w, from, out, d_residual, r.width, p.stream, p.fetch_ahead);
       });
     });
   }

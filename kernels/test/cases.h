@@ -20,11 +20,11 @@ static double normal() { static std::normal_distribution<double> d; return d(gen
 struct Case {
   int dtype, activation, frozen, data;
   int64_t dims[5], wdims[4];
-  bool weighted, misaligned, at_end;
+  bool weighted, misaligned, at_end, added;  // added: with a residual
   double epsilon;
   uint64_t seed;
   int64_t elements, statistics;
-  Memory x, dy, w, mean, remainder, variance, count, scale, offset, live, sum_dy, sum_dy_xh, y, dx;
+  Memory x, dy, w, mean, remainder, variance, count, scale, offset, live, sum_dy, sum_dy_xh, y, dx, residual, d_residual;
   const void* weights() const { return weighted ? w->data() : nullptr; }
   size_t item() const { return dtype == BN_FLOAT64 ? 8 : dtype == BN_FLOAT32 ? 4 : 2; }
   size_t statistic() const { return dtype == BN_FLOAT64 ? 8 : 4; }
@@ -39,9 +39,9 @@ static const char* const kData[] = {"normal", "far mean", "outlier", "drift", "n
 
 [[noreturn]] static void fail(const Case& c, const char* what, int64_t i, double got, double expected, double tolerance) {
   printf("FAILED %s [%lld]: got %.17g, expected %.17g, tolerance %.3g\n", what, (long long)i, got, expected, tolerance);
-  printf("  isa %s, %s, dims [%lld, %lld, %lld, %lld, %lld], data: %s, activation %d, frozen %d, misaligned %d, at_end %d\n",
+  printf("  isa %s, %s, dims [%lld, %lld, %lld, %lld, %lld], data: %s, activation %d, frozen %d, misaligned %d, at_end %d, residual %d\n",
          bn_isa(), kTypes[c.dtype], (long long)c.dims[0], (long long)c.dims[1], (long long)c.dims[2],
-         (long long)c.dims[3], (long long)c.dims[4], kData[c.data], c.activation, c.frozen, c.misaligned, c.at_end);
+         (long long)c.dims[3], (long long)c.dims[4], kData[c.data], c.activation, c.frozen, c.misaligned, c.at_end, c.added);
   if (c.weighted)
     printf("  weights [%lld, %lld, %lld, %lld]\n", (long long)c.wdims[0], (long long)c.wdims[1], (long long)c.wdims[2],
            (long long)c.wdims[3]);
@@ -126,6 +126,7 @@ static void fill(Case& c) {
       }
       put(c.dtype, c.x->data(), i, v);
       put(c.dtype, c.dy->data(), i, 0.1 + normal());
+      put(c.dtype, c.residual->data(), i, normal());
     }
   const int s = c.dtype == BN_FLOAT64 ? BN_FLOAT64 : BN_FLOAT32;
   for (int64_t k = 0; k < c.statistics; k++) {
@@ -146,11 +147,12 @@ static Case make_case() {
   c.weighted = pick(2) == 0;
   c.misaligned = pick(2) == 0;
   c.at_end = pick(2) == 0;
+  c.added = pick(3) == 0;
   c.epsilon = c.data == 6 ? 1e-3 : pick(5) ? 1e-5 : 0;
   for (int i = 0; i < 4; i++) c.wdims[i] = 1;
   c.elements = element_count(c.dims, 5);
   c.statistics = c.dims[1] * c.dims[3];
-  for (Memory* m : {&c.x, &c.dy, &c.y, &c.dx}) *m = c.elements_buffer();
+  for (Memory* m : {&c.x, &c.dy, &c.y, &c.dx, &c.residual, &c.d_residual}) *m = c.elements_buffer();
   for (Memory* m : {&c.mean, &c.remainder, &c.variance, &c.scale, &c.offset, &c.live, &c.sum_dy, &c.sum_dy_xh})
     *m = c.statistics_buffer();
   c.count = c.make(c.dims[1], c.statistic());

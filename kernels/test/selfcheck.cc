@@ -18,6 +18,33 @@ static void compare(const Case& c, const char* what, int64_t i, double got, doub
   if (!(fabs(got - expected) <= tolerance)) fail(c, what, i, got, expected, tolerance);
 }
 
+// ---- the functions, with a residual and without
+static int standardize(const Case& c, const Statistics& s, int activation, const void* residual, void* y) {
+  if (!c.added)
+    return bn_standardize(c.dtype, c.dims, c.x->data(), c.weights(), c.wdims, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, activation, y);
+  return bn_standardize_add(c.dtype, c.dims, c.x->data(), residual, c.weights(), c.wdims, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, activation, y);
+}
+static int forward(const Case& c, const void* x, const void* residual, void* mean, void* rest, void* variance, void* count, void* y) {
+  if (!c.added)
+    return bn_forward(c.dtype, c.dims, x, c.weights(), c.wdims, c.epsilon, c.scale->data(), c.offset->data(), c.activation, mean, rest, variance, count, y);
+  return bn_forward_add(c.dtype, c.dims, x, residual, c.weights(), c.wdims, c.epsilon, c.scale->data(), c.offset->data(), c.activation, mean, rest, variance, count, y);
+}
+static int backward_sums(const Case& c, const Statistics& s) {
+  if (!c.added)
+    return bn_backward_sums(c.dtype, c.dims, c.x->data(), c.dy->data(), c.weights(), c.wdims, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, c.sum_dy->data(), c.sum_dy_xh->data());
+  return bn_backward_sums_add(c.dtype, c.dims, c.x->data(), c.dy->data(), c.y->data(), c.weights(), c.wdims, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, c.sum_dy->data(), c.sum_dy_xh->data());
+}
+static int backward_input(const Case& c, const Statistics& s) {
+  if (!c.added)
+    return bn_backward_input(c.dtype, c.dims, c.x->data(), c.dy->data(), c.weights(), c.wdims, s.count, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, s.live, c.frozen, c.sum_dy->data(), c.sum_dy_xh->data(), c.dx->data());
+  return bn_backward_input_add(c.dtype, c.dims, c.x->data(), c.dy->data(), c.y->data(), c.weights(), c.wdims, s.count, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, s.live, c.frozen, c.sum_dy->data(), c.sum_dy_xh->data(), c.dx->data(), c.d_residual->data());
+}
+static int backward(const Case& c, const Statistics& s, const void* dy, void* a, void* b, void* dx, void* d_residual) {
+  if (!c.added)
+    return bn_backward(c.dtype, c.dims, c.x->data(), dy, c.weights(), c.wdims, s.count, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, s.live, c.frozen, a, b, dx);
+  return bn_backward_add(c.dtype, c.dims, c.x->data(), dy, c.y->data(), c.weights(), c.wdims, s.count, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, s.live, c.frozen, a, b, dx, d_residual);
+}
+
 static int64_t channel_of(const Case& c, int64_t i) {
   const int64_t* d = c.dims;
   return i / (d[4] * d[3] * d[2]) % d[1] * d[3] + i / d[4] % d[3];
@@ -48,15 +75,17 @@ static void check_standardize(const Case& c, const Statistics& s, int activation
   std::vector<double> y(c.elements), before(c.elements);
   Statistics with = s;
   with.relu = activation;
-  reference_standardize(v, with, c.x->data(), y.data(), before.data());
+  reference_standardize(v, with, c.x->data(), c.added ? c.residual->data() : nullptr, y.data(), before.data());
   for (int64_t i = 0; i < c.elements; i++) {
     const int64_t k = channel_of(c, i);
     const double offset = statistic(c.dtype, c.offset->data(), k), got = element(c.dtype, c.y->data(), i);
-    const double tolerance = storage(c, y[i]) + 6 * ulp(c) * (fabs(before[i] - offset) + fabs(offset)) +
+    const double added = c.added ? element(c.dtype, c.residual->data(), i) : 0;
+    const double tolerance = storage(c, y[i]) + 6 * ulp(c) * (fabs(before[i] - offset - added) + fabs(offset) + fabs(added)) +
                              ulp(c) * fabs(statistic(c.dtype, c.scale->data(), k));
     compare(c, activation ? "y, relu" : "y", i, got, y[i], tolerance);
-    if (activation) continue;
+    if (activation != (c.added ? c.activation : 0)) continue;
     counts[i] = !c.activation || got > 0;
+    if (c.added) continue;  // there y itself decides
     // Where rounding decides the sign, in the kernel's arithmetic or in a 16-bit type, dy must not matter.
     if (c.activation && (got == 0 || fabs(before[i]) <= tolerance)) put(c.dtype, c.dy->data(), i, 0);
   }
@@ -88,6 +117,7 @@ static void check_backward(const Case& c, const Statistics& s, const std::vector
     double terms = fabs(element(c.dtype, c.dy->data(), i));
     if (W > 0 && !c.frozen)
       terms += w / W * (fabs(statistic(c.dtype, c.sum_dy->data(), k)) + (isfinite(xh) ? 1 + xh : 0) * fabs(statistic(c.dtype, c.sum_dy_xh->data(), k)));
+    if (c.added) compare(c, "d_residual", i, element(c.dtype, c.d_residual->data(), i), counts[i] ? element(c.dtype, c.dy->data(), i) : 0, 0);
     compare(c, "dx", i, element(c.dtype, c.dx->data(), i), dx[i], storage(c, dx[i]) + 4 * ulp(c) * ca * terms);
   }
 }
@@ -109,29 +139,30 @@ static Memory copy(const Case& c, const Memory& from, size_t each) {
 }
 
 // The fused calls, every number of threads, both plans, and in place: the same bits.
-static void check_same_bits(const Case& c, const void* remainder) {
+static void check_same_bits(const Case& c, const Statistics& s) {
   Memory mean = c.statistics_buffer(), rest = c.statistics_buffer(), variance = c.statistics_buffer(), count = c.make(c.dims[1], c.statistic());
-  Memory a = c.statistics_buffer(), b = c.statistics_buffer();
-  for (int round = 0; round < 4; round++) {
-    const bool in_place = round == 3;
-    bn_set_threads(round == 0 ? 1 : round == 3 ? 1 + (int)pick(3) : round + 1);
+  Memory a = c.statistics_buffer(), b = c.statistics_buffer(), d_residual = c.elements_buffer();
+  for (int round = 0; round < 5; round++) {
+    const bool in_place = round >= 3, last = round == 4;  // in the last, over the other operand
+    bn_set_threads(round == 0 ? 1 : in_place ? 1 + (int)pick(3) : round + 1);
     pretend_cache_bytes(pick(3) == 0 ? 0 : pick(2) ? 1 << 10 : 1 << 30);
-    Memory y = in_place ? copy(c, c.x, c.item()) : c.elements_buffer();
-    ok(c, "bn_forward", bn_forward(c.dtype, c.dims, in_place ? y->data() : c.x->data(), c.weights(), c.wdims, c.epsilon, c.scale->data(),
-        c.offset->data(), c.activation, mean->data(), rest->data(), variance->data(), count->data(), y->data()));
+    const Memory& read = last ? c.residual : c.x;
+    Memory y = in_place ? copy(c, read, c.item()) : c.elements_buffer();
+    ok(c, "bn_forward", forward(c, in_place && !last ? y->data() : c.x->data(), last ? y->data() : c.residual->data(), mean->data(), rest->data(), variance->data(), count->data(), y->data()));
     same(c, "mean of bn_forward", mean, c.mean);
     same(c, "remainder of bn_forward", rest, c.remainder);
     same(c, "variance of bn_forward", variance, c.variance);
     same(c, "count of bn_forward", count, c.count);
     same(c, "y of bn_forward", y, c.y, true);
-    Memory dx = in_place ? copy(c, c.dy, c.item()) : c.elements_buffer();
-    ok(c, "bn_backward", bn_backward(c.dtype, c.dims, c.x->data(), in_place ? dx->data() : c.dy->data(), c.weights(), c.wdims, c.count->data(),
-        c.mean->data(), remainder, c.variance->data(), c.epsilon, c.scale->data(), c.offset->data(), c.activation,
-        c.live->data(), c.frozen, a->data(), b->data(), dx->data()));
+    Memory dx = in_place && !last ? copy(c, c.dy, c.item()) : c.elements_buffer();
+    if (last) d_residual = copy(c, c.dy, c.item());
+    const Memory& dy = last ? d_residual : in_place ? dx : c.dy;
+    ok(c, "bn_backward", backward(c, s, dy->data(), a->data(), b->data(), dx->data(), d_residual->data()));
     same(c, "sum_dy of bn_backward", a, c.sum_dy);
     same(c, "sum_dy_xh of bn_backward", b, c.sum_dy_xh);
     same(c, "dx of bn_backward", dx, c.dx, true);
-    for (const Memory* m : {&y, &dx, &mean, &rest, &variance, &count, &a, &b})
+    if (c.added) same(c, "d_residual of bn_backward", d_residual, c.d_residual, true);
+    for (const Memory* m : {&y, &dx, &d_residual, &mean, &rest, &variance, &count, &a, &b})
       if (!(*m)->intact()) fail(c, "canary of a fused call", round, 0, 0, 0);
   }
   pretend_cache_bytes(0);
@@ -189,16 +220,16 @@ static void check_case(Case& c) {
   const Statistics s = {c.mean->data(), c.remainder->data(), c.variance->data(), c.scale->data(), c.offset->data(), c.live->data(), c.count->data(), c.epsilon, c.activation, c.frozen};
   std::vector<unsigned char> counts(c.elements);
   for (int activation : {0, c.activation}) {
-    ok(c, "bn_standardize", bn_standardize(c.dtype, c.dims, c.x->data(), w, c.wdims, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, activation, c.y->data()));
+    ok(c, "bn_standardize", standardize(c, s, activation, c.residual->data(), c.y->data()));
     check_standardize(c, s, activation, counts);
   }
-  ok(c, "bn_backward_sums", bn_backward_sums(c.dtype, c.dims, c.x->data(), c.dy->data(), w, c.wdims, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, c.sum_dy->data(), c.sum_dy_xh->data()));
-  ok(c, "bn_backward_input", bn_backward_input(c.dtype, c.dims, c.x->data(), c.dy->data(), w, c.wdims, s.count, s.mean, s.remainder, s.variance, c.epsilon, s.scale, s.offset, c.activation, s.live, c.frozen, c.sum_dy->data(), c.sum_dy_xh->data(), c.dx->data()));
+  ok(c, "bn_backward_sums", backward_sums(c, s));
+  ok(c, "bn_backward_input", backward_input(c, s));
   check_backward(c, s, counts);
-  check_same_bits(c, s.remainder);
+  check_same_bits(c, s);
   check_negative_weight(c);
   check_remember(c);
-  for (Memory* m : {&c.x, &c.dy, &c.mean, &c.remainder, &c.variance, &c.count, &c.scale, &c.offset, &c.live, &c.sum_dy, &c.sum_dy_xh, &c.y, &c.dx})
+  for (Memory* m : {&c.x, &c.dy, &c.mean, &c.remainder, &c.variance, &c.count, &c.scale, &c.offset, &c.live, &c.sum_dy, &c.sum_dy_xh, &c.y, &c.dx, &c.residual, &c.d_residual})
     if (!(*m)->intact()) fail(c, "canary", 0, 0, 0, 0);
 }
 
