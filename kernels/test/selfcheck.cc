@@ -198,7 +198,7 @@ static void check_remember(Case& c) {
 
 // A weight below 0 is refused, and nothing is written.
 static void check_negative_weight(Case& c) {
-  if (!c.weighted || c.w->size() == 0) return;
+  if (!c.weighted || c.w->size() == 0 || c.dims[1] == 0) return;
   const int type = c.dtype == BN_FLOAT64 ? BN_FLOAT64 : BN_FLOAT32;
   const int64_t at = pick((int64_t)(c.w->size() / c.statistic()));
   const double w = statistic(c.dtype, c.w->data(), at);
