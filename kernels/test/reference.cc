@@ -70,12 +70,14 @@ static double centred(const View& v, const Statistics& s, int64_t k, double x, d
   return x - statistic(v.dtype, s.mean, k) - or_else(v.dtype, s.remainder, k, 0);
 }
 
-void reference_standardize(const View& v, const Statistics& s, const void* x, double* y, double* y_before) {
+void reference_standardize(const View& v, const Statistics& s, const void* x, const void* residual, double* y,
+                           double* y_before) {
   each_element(v, [&](int64_t i, int64_t, int64_t k, double w) {
     const double scale = inverse_deviation(v, s, k) * or_else(v.dtype, s.scale, k, 1);
     const double from = element(v.dtype, x, i), offset = or_else(v.dtype, s.offset, k, 0);
-    const double value = w == 0 && !isfinite(from) ? offset : centred(v, s, k, from, w) * scale + offset;
-    if (y_before) y_before[i] = value;
+    double value = w == 0 && !isfinite(from) ? offset : centred(v, s, k, from, w) * scale + offset;
+    if (residual) value += element(v.dtype, residual, i);
+    y_before[i] = value;
     y[i] = s.relu && value < 0 ? 0 : value;
   });
 }

@@ -1,5 +1,5 @@
-// The kernels as plain loops in double: what they mean, not how they are fast. The self-check compares against these;
-// bn_moments itself takes them for negative weights, where blocks cannot be merged.
+// The kernels as plain loops in double: what they mean, not how they are fast. The self-check compares against
+// these; the library does without them.
 #pragma once
 #include <stdint.h>
 
@@ -22,9 +22,10 @@ struct Statistics {
   double epsilon;
   int relu, frozen;
 };
-// y_before: before the activation, so that a test can tell where rounding decides the sign. May be NULL.
-void reference_standardize(const View& v, const Statistics& s, const void* x, double* y, double* y_before);
-// counts[i]: whether dy of element i counts; what the activation let through.
+// residual may be NULL. y_before: before the activation, so that a test can tell where rounding decides the sign.
+void reference_standardize(const View& v, const Statistics& s, const void* x, const void* residual, double* y,
+                           double* y_before);
+// counts[i]: whether dy of element i counts; what the activation let through. d residual is dy there, and 0 elsewhere.
 void reference_backward_sums(const View& v, const Statistics& s, const void* x, const void* dy, const unsigned char* counts,
                              double* sum_dy, double* sum_dy_xh);
 void reference_backward_input(const View& v, const Statistics& s, const void* x, const void* dy, const unsigned char* counts,
