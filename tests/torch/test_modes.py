@@ -51,7 +51,13 @@ def of_reference(options: dict[str, Any]) -> dict[str, Any]:
     """Our options in the core's conventions."""
     changed = {k: v for k, v in options.items() if k not in ("fused", "activation")}
     changed["renorm_momentum"] = 1 - changed.get("renorm_momentum", 0.01)
-    return {"axis": 1, "momentum": 0.9, "epsilon": 1e-5, "unbiased_moving_variance": True, **changed}
+    return {
+        "axis": 1,
+        "momentum": 0.9,
+        "epsilon": 1e-5,
+        "unbiased_moving_variance": True,
+        **changed,
+    }
 
 
 def state_of(module: Any) -> dict[str, np.ndarray]:
