@@ -22,7 +22,7 @@ _LATER = {
     "reestimate": "tools.reestimation",
     "reestimated": "tools.reestimation",
     "repair": "tools.repairing",
-    "set_synchronized": "keras.synchronized",
+    "set_synchronized": "tools.synchronization",
     "unfreeze": "tools.freezing",
 }
 __all__ = ["__version__", "batch_norm", "init", "why_not", *_LATER]

@@ -185,12 +185,16 @@ def test_the_representation_shows_what_is_not_the_default() -> None:
 
 def test_synchronized_batch_norm_is_torchs_with_any_rank_and_on_the_cpu() -> None:
     mine, theirs = ours.SyncBatchNorm(3), torch.nn.BatchNorm1d(3)
-    assert isinstance(mine, torch.nn.SyncBatchNorm)
     assert mine.synchronized is True
     x = torch.randn(5, 3)
     assert_close(mine(x), theirs(x))
     assert_close(mine.state_dict(), theirs.state_dict())
     assert mine(torch.randn(5, 3, 2, 2, 2)).shape == (5, 3, 2, 2, 2)
+    with pytest.raises(ValueError, match="expected") as caught:
+        mine(torch.randn(3))
+    assert str(caught.value) == "expected at least 2D input (got 1D input)"
+    parameters = list(inspect.signature(ours.SyncBatchNorm).parameters)
+    assert parameters[:6] == list(inspect.signature(torch.nn.SyncBatchNorm).parameters)[:6]
 
 
 def test_reset_makes_a_module_new() -> None:

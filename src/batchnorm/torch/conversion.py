@@ -186,7 +186,8 @@ def _convert(module: Any, given: dict[str, Any]) -> None:
     else:
         ours = OURS.get(kind) or WITH_ACTIVATION[_path(kind)]
     if ours is modules.SyncBatchNorm:
-        modes["synchronized"] = True
+        group = module.__dict__.pop("process_group")
+        modes["synchronized"] = True if group is None else group
     for name in ("eps", "momentum"):
         setattr(module, name, given.get(name, getattr(module, name)))
     modes |= {name: value for name, value in given.items() if name in MODES}
@@ -242,8 +243,9 @@ def _revert(module: Any, before: Before) -> None:
     for name in ours:
         module.__dict__.pop(name, None)
     _become(module, before.kind)
-    if isinstance(group, str) and isinstance(module, torch.nn.SyncBatchNorm):
-        module.process_group = torch.distributed.distributed_c10d._resolve_process_group(group)
+    if isinstance(module, torch.nn.SyncBatchNorm):
+        resolve = torch.distributed.distributed_c10d._resolve_process_group
+        module.process_group = resolve(group) if isinstance(group, str) else None
     if before.added is not None:
         del module.num_batches_tracked
         buffers = {name: getattr(module, name).detach() for name in VECTORS}

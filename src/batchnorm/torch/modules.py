@@ -54,7 +54,7 @@ class Modes(Remembering):
         """Our keywords behind those of torch's class, in every version of it."""
         if Modes not in cls.__bases__:  # a subclass of a user, or of a parametrization
             return
-        theirs = inspect.signature(cls.__bases__[1]).parameters.values()
+        theirs = inspect.signature(getattr(torch.nn, cls.__name__)).parameters.values()
         ours = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
             for name, default in MODES.items()
@@ -243,20 +243,30 @@ class LazyBatchNorm3d(Modes, torch.nn.LazyBatchNorm3d):
     cls_to_become = BatchNorm3d
 
 
-class SyncBatchNorm(Modes, torch.nn.SyncBatchNorm):
-    """`torch.nn.SyncBatchNorm` in every mode, on any device and engine, for any rank from 2 on.
+class SyncBatchNorm(Modes, torch.nn.modules.batchnorm._BatchNorm):
+    """What `torch.nn.SyncBatchNorm` is for, on any device and engine, for any rank from 2 on.
 
-    It is synchronized unless `synchronized=False`; `process_group` is kept by its name.
+    It is synchronized unless `synchronized=False`. It is no instance of torch's class, which
+    DistributedDataParallel refuses on the CPU. See `Modes`.
     """
 
-    process_group: Any
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        **keywords: Any,
+    ) -> None:
+        keywords.setdefault("synchronized", True if process_group is None else process_group)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords
+        )
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        keywords.setdefault("synchronized", True)
-        super().__init__(*args, **keywords)
-
-    def adopt(self, modes: dict[str, Any]) -> None:
-        if modes["synchronized"] is True and self.process_group is not None:
-            modes["synchronized"] = self.process_group
-        self.process_group = None
-        super().adopt(modes)
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
