@@ -35,7 +35,7 @@ class Options:
     epsilon: float = 1e-3
     renorm: bool = False
     renorm_clipping: dict[str, Any] | None = None
-    renorm_momentum: float = 0.99
+    renorm_momentum: float | None = 0.99
     virtual_batch_size: int | None = None
     adjustment: Callable[[tuple[int, ...]], tuple[Any, Any]] | None = None
     mask: Any = None
@@ -141,12 +141,22 @@ def inverse_stddev(variance, epsilon):
     return np.where(total == 0, 0.0, 1 / np.sqrt(np.where(total == 0, 1.0, total)))
 
 
+def renorm_reference(o, state):
+    """The mean and deviation that renorm pulls to: its own, or the moving ones."""
+    if o.renorm_momentum is None:
+        return np.ravel(state["moving_mean"]), np.sqrt(
+            np.ravel(state["moving_variance"]) + o.epsilon
+        )
+    return np.ravel(state["renorm_mean"]), np.ravel(state["renorm_stddev"])
+
+
 def renorm_corrections(x, state, **options) -> list[tuple[np.ndarray, np.ndarray]]:
     """(r, d) of batch renormalization for each group, from the state before the update."""
     o = Options(**options)
     layout = Layout(np.shape(x), o.axis)
     values, weights = layout.rows(x), layout.weights(o.mask, o.batch_weights)
-    reference = np.maximum(np.ravel(state["renorm_stddev"]), math.sqrt(o.epsilon))
+    center, reference = renorm_reference(o, state)
+    reference = np.maximum(reference, math.sqrt(o.epsilon))
     bounds = {}
     for name, bound in (o.renorm_clipping or {}).items():
         if bound is not None:
@@ -157,7 +167,7 @@ def renorm_corrections(x, state, **options) -> list[tuple[np.ndarray, np.ndarray
         mean, variance, _count = moments(values[group], weights[group])
         with np.errstate(divide="ignore", invalid="ignore"):
             r = np.sqrt(variance + o.epsilon) / reference
-            d = (mean - np.ravel(state["renorm_mean"])) / reference
+            d = (mean - center) / reference
         r = np.maximum(r, bounds.get("rmin", -np.inf))
         r = np.minimum(r, bounds.get("rmax", np.inf))
         d = np.maximum(d, -bounds.get("dmax", np.inf))
@@ -270,7 +280,7 @@ def _updated(o, state, remembered):
 
 def _next_channel(o, old, mean, variance, kept):
     """The next statistics of one channel; `variance` is biased, `kept` unbiased if asked for."""
-    m, rm = float(o.momentum), float(o.renorm_momentum)
+    m, rm = float(o.momentum), o.renorm_momentum
     new = {}
     if o.zero_debias:
         new["local_step"] = old["local_step"] + 1
@@ -284,7 +294,7 @@ def _next_channel(o, old, mean, variance, kept):
 
     new["moving_mean"] = average("mean", mean, old["moving_mean"], o.zero_debias)
     both = o.zero_debias == "both"
-    if not o.renorm:
+    if not o.renorm or rm is None:
         new["moving_variance"] = average("variance", kept, old["moving_variance"], both)
         return new
     before = old["moving_stddev"]
@@ -316,6 +326,39 @@ def hessian_vector_product(x, vector, cotangent, parameters, state, *, step=1e-5
 
     x, vector = np.asarray(x, np.float64), np.asarray(vector, np.float64)
     return (slope(x + step * vector) - slope(x - step * vector)) / (2 * step)
+
+
+# Layers of peers, in training, from their formulas: (y, mean, variance) after a batch `[N, C]`.
+
+
+def ioffe_bounds(step: float) -> dict[str, float]:
+    """Ioffe 2017, section 4: 1 and 0 for 5,000 steps, then up to 3 at 40,000 and 5 at 25,000."""
+    r = float(np.interp(step, [5_000, 40_000], [1.0, 3.0]))
+    return {"rmax": r, "rmin": 1 / r, "dmax": float(np.interp(step, [5_000, 25_000], [0.0, 5.0]))}
+
+
+def crossq(x, gamma, beta, mean, variance, step, warmup=100_000, epsilon=1e-3, share=0.01):
+    """torchrl's BatchRenorm1d with the numbers of CrossQ: renorm against the moving statistics."""
+    center, spread = x.mean(0), np.sqrt(x.var(0) + epsilon)
+    moving = np.sqrt(variance + epsilon)
+    on = float(step >= warmup)
+    r = 1 + on * (np.clip(spread / moving, 1 / 3, 3) - 1)
+    d = on * np.clip((center - mean) / moving, -5, 5)
+    y = ((x - center) / spread * r + d) * gamma + beta
+    return y, mean + share * (center - mean), variance + share * (x.var(0, ddof=1) - variance)
+
+
+def tabnet(x, gamma, beta, mean, variance, size=128, epsilon=1e-5, share=0.02):
+    """pytorch-tabnet's GBN: a plain layer on each of ceil(N / size) consecutive, even chunks."""
+    chunks = -(-len(x) // size)
+    rows = -(-len(x) // chunks)
+    y = []
+    for start in range(0, len(x), rows):
+        chunk = x[start : start + rows]
+        y.append((chunk - chunk.mean(0)) / np.sqrt(chunk.var(0) + epsilon) * gamma + beta)
+        mean = (1 - share) * mean + share * chunk.mean(0)
+        variance = (1 - share) * variance + share * chunk.var(0, ddof=1)
+    return np.concatenate(y), mean, variance
 
 
 # Recordings of the originals: see golden/README.md.

@@ -43,7 +43,8 @@ def random_state(
 ) -> dict[str, np.ndarray]:
     """A state in the middle of a training, with the names and shapes that `init` gives."""
     state = {"moving_mean": rng.normal(size=shape), "moving_variance": rng.uniform(0.5, 2, shape)}
-    if options.get("renorm"):
+    own = options.get("renorm") and options.get("renorm_momentum", 0.99) is not None
+    if own:
         epsilon = options.get("epsilon", 1e-3)
         state["moving_stddev"] = np.sqrt(state["moving_variance"] + epsilon)
         state["renorm_mean"] = rng.normal(size=shape)
@@ -52,7 +53,7 @@ def random_state(
         state["biased_mean"] = rng.normal(size=shape)
         state["local_step"] = rng.integers(0, 5, shape).astype(float)
         if options["zero_debias"] == "both":
-            name = "biased_stddev" if options.get("renorm") else "biased_variance"
+            name = "biased_stddev" if own else "biased_variance"
             state[name] = rng.uniform(0.5, 2, shape)
     state = {name: value.astype("float32") for name, value in state.items()}
     state["num_updates"] = np.int32(rng.integers(0, 100))
@@ -155,7 +156,7 @@ def calls(draw: st.DrawFn) -> Call:
         "momentum": draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
         "epsilon": draw(st.sampled_from([1e-3, 1e-2, 0.5])),
         "renorm": draw(st.booleans()),
-        "renorm_momentum": draw(st.sampled_from([0.0, 0.9])),
+        "renorm_momentum": draw(st.sampled_from([0.0, 0.9, None])),
         "unbiased_moving_variance": draw(st.booleans()),
         "pooled_moving_variance": draw(st.booleans()),
         "statistics": draw(st.sampled_from(["auto", "auto", "batch", "moving"])),

@@ -44,7 +44,7 @@ def batch_norm(
     epsilon: float = 1e-3,
     renorm: bool = False,
     renorm_clipping: Mapping[str, Any] | None = None,
-    renorm_momentum: float | Tensor = 0.99,
+    renorm_momentum: float | Tensor | None = 0.99,
     fused: bool | None = None,
     virtual_batch_size: int | None = None,
     adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
@@ -84,7 +84,8 @@ def batch_norm(
         renorm: batch renormalization: r and d pull the batch statistics to running ones.
         renorm_clipping: bounds `rmax`, `rmin`, `dmax`: numbers, tensors, or functions of the step
             (`num_updates`, as a float scalar), such as a Keras learning-rate schedule.
-        renorm_momentum: `momentum` of renorm's own running statistics.
+        renorm_momentum: `momentum` of renorm's own running statistics. None: it has none, and r and
+            d pull to the moving statistics themselves.
         fused: None takes the fastest path that is right, True insists on a native kernel, False
             takes the composite path, whose derivatives of every order are exact.
         virtual_batch_size: normalize ghost batches of this size on their own, in training only.
@@ -152,6 +153,7 @@ def init(
     center: bool = True,
     scale: bool = True,
     renorm: bool = False,
+    renorm_momentum: float | Tensor | None = 0.99,
     zero_debias: bool | str = False,
 ) -> tuple[dict[str, Tensor], State]:
     """Parameters and state to start `batch_norm` with, for inputs like x.
@@ -163,7 +165,13 @@ def init(
     Raises:
         TypeError, ValueError: x or an argument is not what it must be.
     """
-    options = Options(axis=axis, renorm=renorm, zero_debias=zero_debias, owner="init")
+    options = Options(
+        axis=axis,
+        renorm=renorm,
+        renorm_momentum=renorm_momentum,
+        zero_debias=zero_debias,
+        owner="init",
+    )
     ops = backend_of(x)
     shape = _axes.shape_of(ops, x, options.owner, "x")
     vector = _axes.parameter_shape(shape, _axes.resolve(options.axis, len(shape), options.owner))

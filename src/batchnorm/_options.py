@@ -45,8 +45,10 @@ class Options:
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen for everybody else
         set_(self, "axis", self._checked_axis())
-        for name in ("momentum", "renorm_momentum"):
-            set_(self, name, self._checked_unit_interval(name, getattr(self, name)))
+        set_(self, "momentum", self._checked_unit_interval("momentum", self.momentum))
+        if self.renorm_momentum is not None:
+            own = self._checked_unit_interval("renorm_momentum", self.renorm_momentum)
+            set_(self, "renorm_momentum", own)
         set_(self, "epsilon", self._checked_epsilon())
         self._check_clipping()
         for name in ("renorm", "unbiased_moving_variance", "pooled_moving_variance"):
@@ -182,7 +184,13 @@ class Options:
     def momenta_are_numbers(self) -> bool:
         """Whether no tensor decides how much of the old state is kept."""
         real = (float, numbers.Real)  # float first: asking an abstract class takes longer
-        return isinstance(self.momentum, real) and isinstance(self.renorm_momentum, real)
+        own = self.renorm_momentum is None or isinstance(self.renorm_momentum, real)
+        return own and isinstance(self.momentum, real)
+
+    @property
+    def renorm_remembers(self) -> bool:
+        """Whether renorm keeps running statistics of its own, beside the moving ones."""
+        return self.renorm and self.renorm_momentum is not None
 
     def check_axes(self, axes: tuple[int, ...]) -> None:
         """Refuses what only the input's rank can tell, once `axes` are resolved."""

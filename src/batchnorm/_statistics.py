@@ -3,7 +3,7 @@
 State is a dictionary. Every vector has the shape of the parameters (one axis: `(C,)`).
 
     moving_mean, moving_variance               always
-    moving_stddev, renorm_mean, renorm_stddev  with renorm
+    moving_stddev, renorm_mean, renorm_stddev  with renorm, unless renorm_momentum is None
     biased_mean, local_step                    with zero_debias
     biased_variance (renorm: biased_stddev)    with zero_debias="both"
     num_updates, skipped_updates               optional bookkeeping, int32: updates so far, and how
@@ -24,12 +24,12 @@ Tensor = Any
 def state_names(options: Options) -> tuple[str, ...]:
     """The names of the statistics that these options remember, in the order of Keras' weights."""
     names = ["moving_mean", "moving_variance"]
-    if options.renorm:
+    if options.renorm_remembers:
         names += ["moving_stddev", "renorm_mean", "renorm_stddev"]
     if options.zero_debias:
         names += ["biased_mean", "local_step"]
     if options.zero_debias == "both":
-        names.append("biased_stddev" if options.renorm else "biased_variance")
+        names.append("biased_stddev" if options.renorm_remembers else "biased_variance")
     return tuple(names)
 
 
@@ -124,8 +124,8 @@ def remember(
 
 def remembered(ops: Any, options: Options, old: Rows, moments: Moments) -> State | None:
     """What `remember` says of moving averages alone, by one kernel; None where there is none."""
-    grouped = old.view.groups is not None
-    if grouped or options.renorm or options.zero_debias or options.on_nonfinite == "raise":
+    more = old.view.groups is not None or options.renorm_remembers or options.zero_debias
+    if more or options.on_nonfinite == "raise":
         return None
     propagate = options.on_nonfinite == "propagate"
     new: State | None = ops.remembered(
@@ -175,7 +175,7 @@ def _averages(
         new[f"moving_{name}"] = _debiased(ops, biased, new["local_step"], momentum, old)
 
     track("mean", mean, state["moving_mean"], bool(options.zero_debias))
-    if not options.renorm:
+    if not options.renorm_remembers:
         track("variance", variance, state["moving_variance"], options.zero_debias == "both")
         return new
     deviation = ops.sqrt(biased_variance + options.epsilon)

@@ -27,6 +27,7 @@ def half(shape: tuple[int, ...]) -> tuple[Any, Any]:
 MODES = {
     "renorm": {"renorm": True, "renorm_momentum": 0.2},
     "renorm, clipped by functions of the step": {"renorm": True, "renorm_clipping": SLOW},
+    "renorm to the moving statistics": {"renorm": True, "renorm_momentum": None},
     "ghost": {"virtual_batch_size": 2},
     "ghost, pooled": {"virtual_batch_size": 3, "pooled_moving_variance": True},
     "ghost and renorm": {"virtual_batch_size": 2, "renorm": True},
@@ -50,7 +51,8 @@ CORE = {"running_mean": "moving_mean", "running_var": "moving_variance"}
 def of_reference(options: dict[str, Any]) -> dict[str, Any]:
     """Our options in the core's conventions."""
     changed = {k: v for k, v in options.items() if k not in ("fused", "activation")}
-    changed["renorm_momentum"] = 1 - changed.get("renorm_momentum", 0.01)
+    share = changed.get("renorm_momentum", 0.01)
+    changed["renorm_momentum"] = None if share is None else 1 - share
     return {
         "axis": 1,
         "momentum": 0.9,
@@ -64,7 +66,7 @@ def state_of(module: Any) -> dict[str, np.ndarray]:
     """What a module remembers, in the names of the reference."""
     state = {CORE.get(name, name): value.numpy() for name, value in module.named_buffers()}
     state["num_updates"] = state.pop("num_batches_tracked")
-    if module.renorm:
+    if "renorm_mean" in state:
         state["moving_stddev"] = np.sqrt(state["moving_variance"] + module.eps)
     return state
 

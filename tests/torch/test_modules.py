@@ -215,8 +215,8 @@ ERRORS = [
     ),
     (
         {"renorm_momentum": "slow"},
-        "BatchNorm1d: renorm_momentum must be a number in [0, 1]: the share of the new value in "
-        "the moving statistics; got 'slow'.",
+        "BatchNorm1d: renorm_momentum must be a number in [0, 1] or None: the share of the new "
+        "value in the moving statistics; got 'slow'.",
     ),
     (
         {"momentum": None, "zero_debias": True},

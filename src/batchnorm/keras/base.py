@@ -85,7 +85,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         gamma_constraint: Any = None,
         renorm: bool = False,
         renorm_clipping: Mapping[str, Any] | None = None,
-        renorm_momentum: float = 0.99,
+        renorm_momentum: float | None = 0.99,
         fused: bool | None = None,
         trainable: bool = True,
         virtual_batch_size: int | None = None,

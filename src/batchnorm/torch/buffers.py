@@ -78,10 +78,10 @@ class Remembering(torch.nn.modules.batchnorm._BatchNorm):
         state = {"moving_mean": self.running_mean, "moving_variance": self.running_var}
         for name in self._further:
             state[name] = getattr(self, name)
-        if self._options.renorm:
+        if self._options.renorm_remembers:
             state["moving_stddev"] = torch.sqrt(self.running_var + self._options.epsilon)
-            if self.num_batches_tracked is not None:
-                state["num_updates"] = self.num_batches_tracked
+        if self._options.renorm and self.num_batches_tracked is not None:
+            state["num_updates"] = self.num_batches_tracked  # the step of a schedule
         return state
 
     def remember(self, new: dict[str, torch.Tensor]) -> None:

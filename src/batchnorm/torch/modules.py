@@ -26,7 +26,8 @@ class Modes(Remembering):
 
     Keyword arguments, which mean what they mean in `batchnorm.batch_norm`:
         renorm, renorm_clipping, renorm_momentum: batch renormalization. The bounds are numbers or
-            functions of the step, a float tensor; `renorm_momentum` is the share of the new value.
+            functions of the step, a float tensor. `renorm_momentum` is the share of the new value;
+            with None, r and d pull to the moving statistics and nothing more is remembered.
         virtual_batch_size: normalize ghost batches of this size, in training.
         adjustment: a function of the input's shape that returns (scale, bias).
         synchronized: statistics over all processes: True, or a process group or its name.

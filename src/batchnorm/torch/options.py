@@ -49,7 +49,8 @@ def options_of(given: Mapping[str, Any], owner: str) -> Options:
             f"{given['zero_debias']!r}. A cumulative average holds no initial value."
         )
     modes = {name: given[name] for name in MODES}
-    modes["renorm_momentum"] = _kept(given, "renorm_momentum", owner)
+    if given["renorm_momentum"] is not None:
+        modes["renorm_momentum"] = _kept(given, "renorm_momentum", owner)
     return Options(
         axis=1,
         # the cumulative average is made from the batch's own values: see `Remembering`
@@ -66,9 +67,8 @@ def _kept(given: Mapping[str, Any], name: str, owner: str) -> float:
     value = given[name]
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1:
-        also = " or None" if name == "momentum" else ""
         raise ValueError(
-            f"{owner}: {name} must be a number in [0, 1]{also}: the share of the new value in the "
-            f"moving statistics; got {value!r}."
+            f"{owner}: {name} must be a number in [0, 1] or None: the share of the new value in "
+            f"the moving statistics; got {value!r}."
         )
     return 1 - float(value)
