@@ -48,3 +48,31 @@ class FrozenBatchNorm2d(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         statistics = self.running_mean, self.running_var
         return torch.nn.functional.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
+
+
+class BatchRenorm1d(torch.nn.Module):
+    """A layer with the tensors and numbers of torchrl's, after its formula."""
+
+    def __init__(self, num_features: int, warmup_steps: int = 10_000, smooth: bool = False) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum = num_features, 1e-3, 0.01
+        self.max_r, self.max_d = 3.0, 5.0
+        self.warmup_steps, self.smooth = warmup_steps, smooth
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, torch.full((num_features,), float(name == "running_var")))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+        self.weight = torch.nn.Parameter(torch.ones(num_features))
+        self.bias = torch.nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, variance = x.mean(0), x.var(0, unbiased=False)
+        spread, moving = ((one + self.eps).sqrt() for one in (variance, self.running_var))
+        on = float(self.num_batches_tracked >= self.warmup_steps)
+        r = (spread.detach() / moving).clamp(1 / self.max_r, self.max_r)
+        d = ((mean.detach() - self.running_mean) / moving).clamp(-self.max_d, self.max_d)
+        y = (x - mean) / spread * (1 + on * (r - 1)) + on * d
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(x.var(0), self.momentum)
+            self.num_batches_tracked += 1
+        return y * self.weight + self.bias

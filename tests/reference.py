@@ -31,12 +31,13 @@ class Options:
     """The keyword arguments of `batch_norm`; the package documents them."""
 
     axis: Any = -1
-    momentum: float = 0.99
+    momentum: float | None = 0.99
     epsilon: float = 1e-3
     renorm: bool = False
     renorm_clipping: dict[str, Any] | None = None
     renorm_momentum: float | None = 0.99
     virtual_batch_size: int | None = None
+    ghost_order: str = "strided"
     adjustment: Callable[[tuple[int, ...]], tuple[Any, Any]] | None = None
     mask: Any = None
     batch_weights: Any = None
@@ -100,18 +101,26 @@ class Layout:
             result = result * factor.reshape(factor.shape + (1,) * (result.ndim - factor.ndim))
         return result.reshape(self.positions)
 
-    def groups(self, virtual_batch_size):
+    def groups(self, virtual_batch_size, order="strided"):
         """The positions of each ghost batch; everything is one group without ghost batches."""
         if virtual_batch_size is None:
             return [np.arange(self.positions)]
         if 0 in self.axes:
             raise ValueError("ghost batches need a batch dimension that is not in axis")
         each = np.arange(self.positions).reshape(self.shape[0], -1 if self.positions else 0)
-        return [each[samples].ravel() for samples in ghost_groups(len(each), virtual_batch_size)]
+        groups = ghost_groups(len(each), virtual_batch_size, order)
+        return [each[samples].ravel() for samples in groups]
 
 
-def ghost_groups(batch_size: int, virtual_batch_size: int) -> list[np.ndarray]:
-    """The samples of each ghost batch: group j of n has j, j + n, j + 2n, ..."""
+def ghost_groups(batch_size: int, virtual_batch_size: int, order: str) -> list[np.ndarray]:
+    """The samples of each ghost batch: group j of n has j, j + n, j + 2n, ...
+
+    In chunks: ceil(N / v) groups of as many consecutive samples, the last of fewer.
+    """
+    if order == "chunks":
+        n = max(math.ceil(batch_size / virtual_batch_size), 1)
+        size = math.ceil(batch_size / n)
+        return [np.arange(j * size, min((j + 1) * size, batch_size)) for j in range(n)]
     if batch_size % virtual_batch_size:
         raise ValueError(f"{virtual_batch_size} does not divide the batch of {batch_size}")
     n = max(batch_size // virtual_batch_size, 1)
@@ -163,7 +172,7 @@ def renorm_corrections(x, state, **options) -> list[tuple[np.ndarray, np.ndarray
             bound = bound(float(state["num_updates"])) if callable(bound) else bound
             bounds[name] = np.broadcast_to(np.ravel(bound), layout.channels)
     corrections = []
-    for group in layout.groups(o.virtual_batch_size):
+    for group in layout.groups(o.virtual_batch_size, o.ghost_order):
         mean, variance, _count = moments(values[group], weights[group])
         with np.errstate(divide="ignore", invalid="ignore"):
             r = np.sqrt(variance + o.epsilon) / reference
@@ -188,7 +197,7 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
     update = bool(training) if o.update_statistics == "auto" else o.update_statistics
     layout = Layout(np.shape(x), o.axis)
     values, weights = layout.rows(x), layout.weights(o.mask, o.batch_weights)
-    groups = layout.groups(o.virtual_batch_size if batch or update else None)
+    groups = layout.groups(o.virtual_batch_size if batch or update else None, o.ghost_order)
     measured = [moments(values[group], weights[group]) for group in groups]
 
     gamma, beta = (
@@ -230,7 +239,9 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
     new = {name: np.array(value) for name, value in state.items()}
     if update:
         kept = [moments(values, weights)] if o.pooled_moving_variance else measured
-        new = _updated(o, state, _remembered(kept, o.unbiased_moving_variance))
+        # chunks are remembered one after the other, as if each were a batch
+        for each in [[one] for one in kept] if o.ghost_order == "chunks" else [kept]:
+            new = _updated(o, new, _remembered(each, o.unbiased_moving_variance))
     if dy is None:
         return Result(layout.unrows(y), new, None, None)
     sums = {"gamma": (trains * upstream * corrected).sum(0), "beta": (trains * upstream).sum(0)}
@@ -269,7 +280,8 @@ def _updated(o, state, remembered):
             usable = o.on_nonfinite == "propagate" or (finite and seen[1] >= 0)
         if usable:
             old = {name: float(flat[name][c]) for name in flat if name not in COUNTERS}
-            for name, value in _next_channel(o, old, *seen).items():
+            step = float(state.get("num_updates", 0))
+            for name, value in _next_channel(o, step, old, *seen).items():
                 flat[name][c] = value
         elif "skipped_updates" in flat:
             flat["skipped_updates"][c] += 1
@@ -278,9 +290,10 @@ def _updated(o, state, remembered):
     return new
 
 
-def _next_channel(o, old, mean, variance, kept):
+def _next_channel(o, step, old, mean, variance, kept):
     """The next statistics of one channel; `variance` is biased, `kept` unbiased if asked for."""
-    m, rm = float(o.momentum), o.renorm_momentum
+    m = step / (step + 1) if o.momentum is None else float(o.momentum)
+    rm = o.renorm_momentum
     new = {}
     if o.zero_debias:
         new["local_step"] = old["local_step"] + 1

@@ -166,6 +166,22 @@ def test_a_frozen_layer_that_is_thawed_trains() -> None:
     assert int(layer[0].num_batches_tracked) == 1
 
 
+def test_torchrls_layer_goes_on_at_its_step_and_comes_back() -> None:
+    layer = networks.BatchRenorm1d(3, warmup_steps=3).double()
+    layer(torch.randn(7, 3).double())
+    untouched = copy.deepcopy(layer)
+    keys = list(layer.state_dict())
+    assert ours.convert(layer).converted == ["BatchRenorm1d"]
+    assert isinstance(layer, ours.BatchNorm1d)
+    assert sorted(layer.state_dict()) == sorted(keys)
+    for seed in range(4):
+        x = torch.randn(7, 3, generator=torch.Generator().manual_seed(seed)).double() * 2 + seed
+        assert_close(layer(x), untouched(x))
+    ours.revert(layer)
+    assert vars(layer).keys() == vars(untouched).keys()
+    assert_close(layer.state_dict(), untouched.state_dict())
+
+
 class Own(torch.nn.BatchNorm2d):
     """A user's subclass."""
 
@@ -192,6 +208,7 @@ def test_what_is_skipped_is_listed_with_its_reason() -> None:
             "scripted": scripted,
             "fast": fast,
             "untracked": untracked,
+            "smooth": networks.BatchRenorm1d(3, smooth=True),
         }
     )
     result = ours.convert(model, renorm=True)
@@ -203,9 +220,10 @@ def test_what_is_skipped_is_listed_with_its_reason() -> None:
         "fast": "BatchNorm2d: momentum must be a number in [0, 1] or None: the share of the new "
         "value in the moving statistics; got 1.5.",
         "untracked": "it has no running statistics, which renorm needs",
+        "smooth": "smooth=True blends r and d, which no clipping does",
     }
     assert str(result).splitlines()[:2] == [
-        "1 converted, 5 skipped",
+        "1 converted, 6 skipped",
         "  own: Own is a class of its own, and may compute something else",
     ]
 

@@ -9,25 +9,12 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from batchnorm.torch import modules
-from batchnorm.torch.modules import Modes
+from batchnorm.torch.modules import MADE, Modes
 from batchnorm.torch.options import MODES, options_of
 from batchnorm.torch.presets import preset as preset_of
+from batchnorm.torch.sources import OURS, VECTORS, Source, is_frozen, is_renorm, source_of
 
-OURS: dict[Any, Any] = {
-    getattr(torch.nn, name): getattr(modules, name)
-    for name in (
-        *(f"{lazy}BatchNorm{rank}d" for lazy in ("", "Lazy") for rank in (1, 2, 3)),
-        "SyncBatchNorm",
-    )
-}
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
-# Layers with an activation, by name: the packages that define them are not imported.
-WITH_ACTIVATION = {
-    "timm.layers.norm_act.BatchNormAct2d": modules.BatchNorm2d,
-    "timm.layers.norm_act.SyncBatchNormAct": modules.SyncBatchNorm,
-}
-VECTORS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +31,14 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True)
 class Before:
-    """What a module was before `convert`: its class, and what a frozen layer has been given."""
+    """What a module was before `convert`.
+
+    kind: its class. added: attributes that it had not. frozen: weight and bias were buffers.
+    """
 
     kind: Any
-    added: tuple[str, ...] | None = None  # None: it was not frozen
+    added: tuple[str, ...] = ()
+    frozen: bool = False
 
 
 def convert(model: torch.nn.Module, preset: str | None = None, **options: Any) -> Conversion:
@@ -60,7 +51,7 @@ def convert(model: torch.nn.Module, preset: str | None = None, **options: Any) -
     stays synchronized), timm's `BatchNormAct2d` with its activation, and frozen layers of
     torchvision, timm and detectron2: any module whose tensors are the buffers weight, bias,
     running_mean and running_var. Those stay frozen (`statistics="moving"`), and
-    `batchnorm.unfreeze` can thaw them.
+    `batchnorm.unfreeze` can thaw them. torchrl's `BatchRenorm1d` keeps its clipping and its step.
     Modules that are ours already take the options.
 
     Args:
@@ -86,9 +77,8 @@ def convert(model: torch.nn.Module, preset: str | None = None, **options: Any) -
     options_of({"eps": 1e-5, "momentum": 0.1, **MODES, **given}, "convert")
     converted, skipped = [], {}
     for name, module in _batch_norms(model):
-        reason = _reason_against(module, given)
+        reason = _convert(module, given)
         if reason is None:
-            _convert(module, given)
             converted.append(name)
         else:
             skipped[name] = reason
@@ -120,7 +110,7 @@ def revert(model: torch.nn.Module) -> Conversion:
             skipped[name] = f"{kind.__name__} is a class of its own"
         elif before is None and module.activation is not None:
             skipped[name] = f"torch has no activation={module.activation!r} in {kind.__name__}"
-        elif module.statistics == "moving" and (before is None or before.added is None):
+        elif module.statistics == "moving" and not (before and before.frozen):
             skipped[name] = "its statistics are frozen; use batchnorm.unfreeze before"
         else:
             _revert(module, before or Before(THEIRS[kind]))
@@ -135,126 +125,70 @@ def _batch_norms(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]
         scripted = isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in getattr(
             module, "original_name", ""
         )
-        if base or scripted or _is_frozen(module):
+        if base or scripted or is_frozen(module) or is_renorm(module):
             yield name or type(module).__name__, module
 
 
-def _is_frozen(module: torch.nn.Module) -> bool:
-    """Whether it is a frozen layer, by its tensors: the packages have a class of their own each."""
-    buffers = {name for name, _ in module.named_buffers(recurse=False)}
-    parameters = list(module.parameters(recurse=False))
-    return not parameters and buffers == set(VECTORS)
-
-
-def _reason_against(module: torch.nn.Module, given: dict[str, Any]) -> str | None:
-    """Why a module is left as it is; None where it can be converted."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "its code is compiled already; convert before torch.jit.script"
+def _convert(module: Any, given: dict[str, Any]) -> str | None:
+    """Converts a module; returns why not, and then nothing of it has changed."""
     kind = parametrize.type_before_parametrizations(module)
-    known = isinstance(module, Modes) or kind in OURS or _path(kind) in WITH_ACTIVATION
-    if _is_frozen(module) and not known:
-        return None if hasattr(module, "eps") else "it has no attribute eps"
-    if not known:
-        return f"{kind.__name__} is a class of its own, and may compute something else"
-    if module.running_mean is None:
-        for name in ("renorm", "zero_debias"):
-            if given.get(name):
-                return f"it has no running statistics, which {name} needs"
+    if isinstance(module, Modes):
+        source: Source | str = Source(kind, {})
+    else:
+        source = source_of(module, kind)
+    if isinstance(source, str):
+        return source
+    modes = {**source.modes, **given}
     try:
-        options_of({**MODES, **vars(module), **given}, kind.__name__)
+        options_of({**MODES, **source.attributes, **vars(module), **modes}, kind.__name__)
     except ValueError as error:  # an option of its own, which torch does not check
         return str(error)
-    return None
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _convert(module: Any, given: dict[str, Any]) -> None:
+    if module.running_mean is None:
+        for name in ("renorm", "zero_debias"):
+            if modes.get(name):
+                return f"it has no running statistics, which {name} needs"
     if isinstance(module, Modes):
         for name, value in given.items():
             setattr(module, name, value)
-        return
-    kind = parametrize.type_before_parametrizations(module)
-    added = None
-    modes = dict(MODES)
-    if _is_frozen(module):
-        modes |= {"statistics": "moving", "update_statistics": False}
-        added = _thaw(module)
-        ours = modules.BatchNorm2d
     else:
-        ours = OURS.get(kind) or WITH_ACTIVATION[_path(kind)]
-    if ours is modules.SyncBatchNorm:
-        group = module.__dict__.pop("process_group")
-        modes["synchronized"] = True if group is None else group
-    for name in ("eps", "momentum"):
-        setattr(module, name, given.get(name, getattr(module, name)))
-    modes |= {name: value for name, value in given.items() if name in MODES}
-    if "act" in module._modules and "activation" not in given:
-        runs, after = _activation(module)
-        modes["activation"] = runs
-        module.__dict__["_after"] = after
-    module.__dict__["_before"] = Before(kind, added)
-    _become(module, ours)
-    module.adopt(modes)
+        _become_ours(module, kind, source, modes)
+    return None
 
 
-def _activation(module: Any) -> tuple[str | None, tuple[str, ...]]:
-    """What our kernel runs of timm's children `drop` and `act`, and which of them run behind it."""
-    children = [
-        name
-        for name in ("drop", "act")
-        if type(module._modules.get(name)) not in (torch.nn.Identity, type(None))
-    ]
-    if children == ["act"] and type(module.act) is torch.nn.ReLU:
-        hooked = module.act._forward_hooks or module.act._forward_pre_hooks
-        if not hooked:
-            return "relu", ()
-    return None, tuple(children)
-
-
-def _thaw(module: Any) -> tuple[str, ...]:
-    """A frozen layer's tensors as torch's own module has them; gamma and beta are not trained.
-
-    Returns the attributes that it did not have.
-    """
-    for name in ("weight", "bias"):
-        tensor = module._buffers.pop(name)
-        module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
-    device = module.running_mean.device
-    module.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
-    attributes = {
-        "num_features": len(module.running_mean),
-        "momentum": 0.1,
-        "affine": True,
-        "track_running_stats": True,
-    }
-    added = {name: value for name, value in attributes.items() if name not in module.__dict__}
+def _become_ours(module: Any, kind: Any, source: Source, modes: dict[str, Any]) -> None:
+    added = {k: v for k, v in source.attributes.items() if k not in module.__dict__}
     module.__dict__.update(added)
-    return tuple(added)
+    module.__dict__.update({k: v for k, v in modes.items() if k in ("eps", "momentum")})
+    if source.frozen:
+        for name in ("weight", "bias"):
+            parameter = torch.nn.Parameter(module._buffers.pop(name), requires_grad=False)
+            module.register_parameter(name, parameter)
+        counter = torch.tensor(0, device=module.running_mean.device)
+        module.register_buffer("num_batches_tracked", counter)
+    module.__dict__.pop("process_group", None)
+    module.__dict__["_after"] = () if modes.get("activation") else source.after
+    module.__dict__["_before"] = Before(kind, tuple(added), source.frozen)
+    _become(module, source.ours)
+    module.adopt({name: modes.get(name, default) for name, default in MODES.items()})
 
 
 def _revert(module: Any, before: Before) -> None:
-    group = module.__dict__.get("synchronized")
+    group = module.synchronized
     for name in module._further:
         delattr(module, name)
-    ours = ("_options", "_plans", "_previous", "_further", "_before", "_after", *MODES)
-    for name in ours:
+    for name in (*MADE, "_further", "_before", "_after", *MODES, *before.added):
         module.__dict__.pop(name, None)
     _become(module, before.kind)
     if isinstance(module, torch.nn.SyncBatchNorm):
         resolve = torch.distributed.distributed_c10d._resolve_process_group
         module.process_group = resolve(group) if isinstance(group, str) else None
-    if before.added is not None:
+    if before.frozen:
         del module.num_batches_tracked
         buffers = {name: getattr(module, name).detach() for name in VECTORS}
         for name in VECTORS:
             delattr(module, name)
         for name, buffer in buffers.items():
             module.register_buffer(name, buffer)
-        for name in before.added:
-            del module.__dict__[name]
 
 
 def _become(module: Any, kind: Any) -> None:

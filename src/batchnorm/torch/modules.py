@@ -16,6 +16,8 @@ from batchnorm.backends import backend_of
 from batchnorm.torch.buffers import Remembering
 from batchnorm.torch.options import MODES, WATCHED, named, options_of
 
+MADE = ("_options", "_plans", "_previous")  # attributes that follow from the others
+
 
 class Modes(Remembering):
     """What our modules have in common. Each is torch's own module with more keywords.
@@ -87,6 +89,15 @@ class Modes(Remembering):
         self._check_tracking(modes)
         super().__setattr__(name, value)
         self._plan(options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not what follows from it, and no calls that are under way."""
+        return {name: value for name, value in self.__dict__.items() if name not in MADE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        object.__setattr__(self, "_previous", deque(maxlen=8))
+        self._plan(options_of(self.__dict__, type(self).__name__))
 
     def _check_tracking(self, modes: dict[str, Any]) -> None:
         """Refuses what needs moving statistics where there are none."""
