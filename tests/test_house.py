@@ -15,10 +15,10 @@ SOURCE = Path(batchnorm.__file__).parent
 LAYERS = {
     "surface": {"surface", "core", "backends", "native"},
     "core": {"core", "backends", "native"},
-    # a backend fills the core's Moments, a tuple, and knows nothing else of it
-    "backends": {"backends", "native", "moments"},
+    # a backend fills the core's Moments and reads its View, two tuples, and knows no more of it
+    "backends": {"backends", "native", "values"},
     "native": {"native"},
-    "moments": {"moments"},
+    "values": {"values"},
 }
 
 
@@ -27,8 +27,8 @@ def layer_of(module: str) -> str:
     if len(parts) == 1:
         return "surface"  # the package's public names
     second = parts[1]
-    if second == "_moments":
-        return "moments"
+    if second in ("_moments", "_axes"):
+        return "values"
     return {"backends": "backends", "_native": "native"}.get(
         second, "core" if second.startswith("_") else "surface"
     )
@@ -56,7 +56,7 @@ def test_imports_point_one_way() -> None:
         for module, target in imports()
         if target.split(".")[0] == "batchnorm"
         and layer_of(module) != layer_of(target)
-        and layer_of(target) not in LAYERS[layer_of(module)] | {"moments"}
+        and layer_of(target) not in LAYERS[layer_of(module)] | {"values"}
         and module != "batchnorm"
     ]
     assert not wrong
@@ -67,7 +67,7 @@ def test_the_core_names_no_framework() -> None:
     wrong = [
         f"{module} -> {target}"
         for module, target in imports()
-        if layer_of(module) in ("core", "moments") and target.split(".")[0] in frameworks
+        if layer_of(module) in ("core", "values") and target.split(".")[0] in frameworks
     ]
     assert not wrong
 

@@ -31,6 +31,7 @@ class Options:
     renorm_momentum: Any = 0.99
     fused: bool | None = None
     virtual_batch_size: int | None = None
+    ghost_order: str = "strided"
     adjustment: Callable[[Any], tuple[Any, Any]] | None = None
     synchronized: Any = False
     unbiased_moving_variance: bool = False
@@ -41,14 +42,14 @@ class Options:
     zero_debias: bool | str = False
     activation: str | None = None
     owner: str = field(default="batch_norm", compare=False)
+    # the last plans, by what decided them: see `batchnorm._plan`
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False, init=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen for everybody else
         set_(self, "axis", self._checked_axis())
-        set_(self, "momentum", self._checked_unit_interval("momentum", self.momentum))
-        if self.renorm_momentum is not None:
-            own = self._checked_unit_interval("renorm_momentum", self.renorm_momentum)
-            set_(self, "renorm_momentum", own)
+        for name in ("momentum", "renorm_momentum"):
+            set_(self, name, self._checked_unit_interval(name, getattr(self, name)))
         set_(self, "epsilon", self._checked_epsilon())
         self._check_clipping()
         for name in ("renorm", "unbiased_moving_variance", "pooled_moving_variance"):
@@ -58,8 +59,14 @@ class Options:
         self._check_choice("update_statistics", self.update_statistics, ("auto", True, False))
         self._check_choice("on_nonfinite", self.on_nonfinite, ("skip", "propagate", "raise"))
         self._check_choice("activation", self.activation, (None, "relu"))
+        self._check_choice("ghost_order", self.ghost_order, ("strided", "chunks"))
         self._check_choice("zero_debias", self.zero_debias, (False, True, "mean", "both"))
         set_(self, "zero_debias", "mean" if self.zero_debias is True else self.zero_debias)
+        if self.momentum is None and self.zero_debias:
+            raise ValueError(
+                f"{self.owner}: zero_debias must be False with momentum=None; got "
+                f"{self.zero_debias!r}. A cumulative average holds no initial value."
+            )
         self._check_synchronized()
         set_(self, "virtual_batch_size", self._checked_virtual_batch_size())
         if self.adjustment is not None and not callable(self.adjustment):
@@ -91,9 +98,11 @@ class Options:
     # Numbers of NumPy and others become Python's: those do not widen a float32 tensor.
 
     def _checked_unit_interval(self, name: str, value: Any) -> Any:
-        if value is None or isinstance(value, (str, bool)):
-            raise TypeError(f"{self.owner}: {name} must be a number in [0, 1]; got {value!r}.")
-        if not isinstance(value, (float, numbers.Real)):
+        if isinstance(value, (str, bool)):
+            raise TypeError(
+                f"{self.owner}: {name} must be a number in [0, 1] or None; got {value!r}."
+            )
+        if value is None or not isinstance(value, (float, numbers.Real)):
             return value
         if not 0 <= float(value) <= 1:
             raise ValueError(

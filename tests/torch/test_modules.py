@@ -219,9 +219,9 @@ ERRORS = [
         "value in the moving statistics; got 'slow'.",
     ),
     (
-        {"momentum": None, "zero_debias": True},
-        "BatchNorm1d: zero_debias must be False with momentum=None; got True. A cumulative average "
-        "holds no initial value.",
+        {"momentum": None, "zero_debias": "both"},
+        "BatchNorm1d: zero_debias must be False with momentum=None; got 'both'. A cumulative "
+        "average holds no initial value.",
     ),
     (
         {"track_running_stats": False, "statistics": "moving"},

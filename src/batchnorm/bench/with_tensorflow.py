@@ -135,7 +135,7 @@ def small(case: Case, given: Given) -> tuple[dict[str, Callable[[], Any]], str]:
 
     calls = {"ours": lambda: function(x, gamma, beta, state, extra), "TF eager": own}
     if UNAVAILABLE is None:
-        from batchnorm._native import tensorflow as native
+        from batchnorm.backends.tensorflow import kernels as native
 
         view = tf.reshape(x, (1, 1, *x.shape, 1))
         scale, offset = tf.reshape(gamma, (1, -1)), tf.reshape(beta, (1, -1))

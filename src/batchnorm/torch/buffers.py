@@ -70,7 +70,7 @@ class Remembering(torch.nn.modules.batchnorm._BatchNorm):
         return whole * (1 - self._options.momentum**steps)
 
     def state_of(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The state of `batch_norm`."""
+        """The buffers in the core's names; what is normalized against where there are none."""
         if self.running_mean is None:
             dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
             mean = torch.zeros(self.num_features, dtype=dtype, device=x.device)
@@ -78,25 +78,9 @@ class Remembering(torch.nn.modules.batchnorm._BatchNorm):
         state = {"moving_mean": self.running_mean, "moving_variance": self.running_var}
         for name in self._further:
             state[name] = getattr(self, name)
-        if self._options.renorm_remembers:
-            state["moving_stddev"] = torch.sqrt(self.running_var + self._options.epsilon)
-        if self._options.renorm and self.num_batches_tracked is not None:
-            state["num_updates"] = self.num_batches_tracked  # the step of a schedule
-        return state
-
-    def remember(self, new: dict[str, torch.Tensor]) -> None:
-        """Moves the buffers on: to the new state, cumulative averages by their share of it."""
-        share = None
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                share = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
-        for name in ("moving_mean", "moving_variance", *self._further):
-            buffer = getattr(self, NAMES.get(name, name))
-            if share is not None and name in NAMES:
-                buffer.lerp_(new[name], share)
-            else:
-                buffer.copy_(new[name])
+            state["num_updates"] = self.num_batches_tracked
+        return state
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()

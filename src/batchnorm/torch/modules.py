@@ -31,6 +31,7 @@ class Modes(Remembering):
             functions of the step, a float tensor. `renorm_momentum` is the share of the new value;
             with None, r and d pull to the moving statistics and nothing more is remembered.
         virtual_batch_size: normalize ghost batches of this size, in training.
+        ghost_order: how they are cut: "strided", or "chunks", as a loop over `x.chunk(...)` does.
         adjustment: a function of the input's shape that returns (scale, bias).
         synchronized: statistics over all processes: True, or a process group or its name.
         pooled_moving_variance: with ghost batches, remember the variance of the whole batch.
@@ -180,13 +181,19 @@ class Modes(Remembering):
         batch_weights: torch.Tensor | None,
     ) -> torch.Tensor:
         recomputing = backend_of(x).recomputing()
-        state = self.state_of(x)
+        buffers = state = self.state_of(x)
         if update and (options.renorm or options.statistics == "moving"):
             state = self._as_it_was(state, recomputing)
-        parameters = {"gamma": self.weight, "beta": self.bias}
+        if options.renorm_remembers:  # it follows from the variance
+            stddev = torch.sqrt(state["moving_variance"] + options.epsilon)
+            state = {**state, "moving_stddev": stddev}
+        given = ("gamma", self.weight), ("beta", self.bias)
+        parameters = {name: one for name, one in given if one is not None}
         y, new = normalize(options, x, parameters, state, training, mask, batch_weights)
         if update and not recomputing:
-            self.remember(new)
+            for name, buffer in buffers.items():
+                if new[name] is not buffer:
+                    buffer.copy_(new[name])
         return y
 
     def _as_it_was(self, state: dict[str, Any], recomputing: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ MODES: dict[str, Any] = {
     "renorm_clipping": None,
     "renorm_momentum": 0.01,
     "virtual_batch_size": None,
+    "ghost_order": "strided",
     "adjustment": None,
     "synchronized": False,
     "pooled_moving_variance": False,
@@ -39,22 +40,15 @@ def options_of(given: Mapping[str, Any], owner: str) -> Options:
     Raises:
         TypeError, ValueError: one of them is not what it must be.
     """
-    eps, momentum = given["eps"], given["momentum"]
+    eps = given["eps"]
     number = isinstance(eps, numbers.Real) and not isinstance(eps, bool)
     if not number or not 0 <= eps < math.inf:
         raise ValueError(f"{owner}: eps must be a number >= 0; got {eps!r}.")
-    if momentum is None and given["zero_debias"]:
-        raise ValueError(
-            f"{owner}: zero_debias must be False with momentum=None; got "
-            f"{given['zero_debias']!r}. A cumulative average holds no initial value."
-        )
     modes = {name: given[name] for name in MODES}
-    if given["renorm_momentum"] is not None:
-        modes["renorm_momentum"] = _kept(given, "renorm_momentum", owner)
+    modes["renorm_momentum"] = _kept(given, "renorm_momentum", owner)
     return Options(
         axis=1,
-        # the cumulative average is made from the batch's own values: see `Remembering`
-        momentum=0.0 if momentum is None else _kept(given, "momentum", owner),
+        momentum=_kept(given, "momentum", owner),
         epsilon=float(eps),
         unbiased_moving_variance=True,
         owner=owner,
@@ -62,9 +56,11 @@ def options_of(given: Mapping[str, Any], owner: str) -> Options:
     )
 
 
-def _kept(given: Mapping[str, Any], name: str, owner: str) -> float:
+def _kept(given: Mapping[str, Any], name: str, owner: str) -> float | None:
     """The share of the old value that a step keeps, from torch's share of the new one."""
     value = given[name]
+    if value is None:
+        return None
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1:
         raise ValueError(

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm._native import torch_call
 from batchnorm._native.library import check
-from batchnorm._native.torch_call import Call, arranged, like, statistics_type
+from batchnorm.backends.torch import call
+from batchnorm.backends.torch.call import Call, arranged, like, statistics_type
 
 _X = "Tensor x, SymInt[] sizes"
 _MEAN = "Tensor mean, Tensor? remainder, Tensor variance"
@@ -207,8 +207,8 @@ def remember(
     new = [torch.empty_like(one) for one in old]
     given, made = ([*map(Tensor.data_ptr, some), None][:3] for some in (old, new))
     pointers = (*map(Tensor.data_ptr, moments), momentum, unbiased, propagate, *given, *made)
-    code = torch_call.CODES[mean.dtype]
-    check(torch_call.kernels, torch_call.kernels.bn_remember(code, *mean.shape, *pointers))
+    code = call.CODES[mean.dtype]
+    check(call.kernels, call.kernels.bn_remember(code, *mean.shape, *pointers))
     result = dict(zip(names, new, strict=True))
     if "num_updates" in state:
         result["num_updates"] = state["num_updates"] + 1
@@ -293,7 +293,7 @@ for _name, _fake in (
 def borrow_threads() -> bool:
     """Runs the kernels on torch's own OpenMP team: two spinning teams slow each other down."""
     bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
-    return any(torch_call.kernels.bn_borrow_openmp(str(path).encode()) for path in bundled)
+    return any(call.kernels.bn_borrow_openmp(str(path).encode()) for path in bundled)
 
 
 borrow_threads()

@@ -8,20 +8,20 @@ else                           past torch's dispatcher, which takes longer than 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
-from batchnorm import _native
-from batchnorm.backends import backend_of, torch_replicas
-from batchnorm.backends.composite import Sizes
-from batchnorm.backends.fused import Vectors, recomputed
-from batchnorm.backends.torch_replicas import Replicas
+from batchnorm._moments import Moments
+from batchnorm.backends.fused import Sizes, Vectors, recomputed
+from batchnorm.backends.torch import operations
+from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
+from batchnorm.backends.torch.replicas import Replicas, all_reduce
 
-UNAVAILABLE = _native.load_operators("torch")
 if UNAVAILABLE is None:
-    from batchnorm._native.torch import kernels, one_by_one
+    from batchnorm.backends.torch.kernels import kernels, one_by_one
+    from batchnorm.backends.torch.kernels import remember as kernels_remember
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -85,7 +85,7 @@ def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
         def y_of(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
             full = given._replace(scale=scale, offset=offset)
             return recomputed(
-                backend_of(x), x, sizes, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
+                operations, x, sizes, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
             )
 
         dx, sum_dy_xh, sum_dy = torch.func.vjp(y_of, x, scale, offset)[1](dy)
@@ -111,6 +111,57 @@ _RULES = {
 if UNAVAILABLE is None:
     for _name, (_rule, _setup) in _RULES.items():
         torch.library.register_autograd(f"batchnorm::{_name}", _rule, setup_context=_setup)
+
+
+def moments(x: torch.Tensor, sizes: Sizes, weights: torch.Tensor | None) -> Any:
+    """Mean, remainder, variance and count: constants, whose derivative `standardize` has."""
+    return run("moments", x.detach(), sizes, weights)
+
+
+def forward(
+    x: torch.Tensor,
+    sizes: Sizes,
+    weights: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    epsilon: float,
+    activation: int,
+) -> Any:
+    """y, then what `moments` returns."""
+    return run("forward", x, sizes, weights, scale, offset, epsilon, activation)
+
+
+def standardize(
+    x: torch.Tensor,
+    sizes: Sizes,
+    weights: torch.Tensor | None,
+    given: Vectors,
+    epsilon: float,
+    activation: int,
+    frozen: bool,
+    replicas: Replicas | None,
+) -> torch.Tensor:
+    """y; with `replicas`, the moments came from x on all of them."""
+    operands = (x, sizes, weights, *given, epsilon, activation)
+    if replicas is not None:
+        return StandardizeOver.apply(replicas, *operands)
+    return run("standardize", *operands, frozen)
+
+
+def remember(
+    state: Mapping[str, torch.Tensor],
+    measured: Moments,
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> dict[str, torch.Tensor] | None:
+    """The plain moving averages after a step, by one kernel; None where it does not hold them."""
+    if torch.compiler.is_compiling() or observed():
+        return None
+    for one in (*state.values(), *measured):
+        if type(one) not in PLAIN or not one.is_cpu or one.is_neg():
+            return None
+    return kernels_remember(state, measured, momentum, unbiased, propagate)
 
 
 class StandardizeOver(torch.autograd.Function):
@@ -147,7 +198,7 @@ def _derivative_over(
     where = (x, sizes, dy, weights, mean, remainder, variance)
     sum_dy, sum_dy_xh = torch.ops.batchnorm.backward_sums(*where, scale, offset, *how)
     rows = [one.view(mean.shape) for one in (sum_dy, sum_dy_xh)]
-    both = torch_replicas.all_reduce(torch.cat(rows, 1), replicas)
+    both = all_reduce(torch.cat(rows, 1), replicas)
     sums = (half.contiguous() for half in both.chunk(2, 1))
     dx = torch.ops.batchnorm.backward_input(*where, count, scale, offset, live, *sums, *how)
     return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
@@ -163,7 +214,7 @@ def _exact_derivative(
     how: tuple[float, int],
 ) -> tuple[torch.Tensor | None, ...]:
     """The same with all its derivatives, through the composite path."""
-    y = recomputed(backend_of(x), x, sizes, weights, given, *how, False, replicas)
+    y = recomputed(operations, x, sizes, weights, given, *how, False, replicas)
     wanted = {0: x, 1: given.scale, 2: given.offset}
     wanted = {i: one for i, one in wanted.items() if one is not None and one.requires_grad}
     found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
@@ -188,24 +239,6 @@ def run(name: str, *operands: Any) -> Any:
     if attached and torch.is_grad_enabled():
         return _past_dispatcher(name).apply(*operands)
     return kernels[name](*operands)
-
-
-def observed() -> bool:
-    """Whether someone must see every operation: a transformation, a tracer, the profiler."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-    )
-
-
-def differentiates_forward() -> bool:
-    """Whether tensors may carry tangents: `torch.func.jvp`, or a level of forward_ad."""
-    return forward_ad._current_level >= 0
-
-
-PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 @functools.cache

@@ -20,6 +20,15 @@ class Replicas(NamedTuple):
     number: int
     groups: tf.Tensor | None = None
 
+    def sum_of_zeros(self, x: tf.Tensor) -> tf.Tensor:
+        """The sum over the replicas of an x that is 0 on each: x, with the sum's derivative."""
+
+        @tf.custom_gradient
+        def function(x: tf.Tensor) -> Any:
+            return tf.identity(x), lambda dy: all_reduce(dy, self)
+
+        return function(x)
+
 
 def replicas(synchronized: Any, owner: str) -> Replicas | None:
     """The replicas of the strategy around this call; None without one, or outside `strategy.run`.
@@ -70,13 +79,3 @@ def _padded(x: tf.Tensor, replicas: Replicas) -> tf.Tensor:
 
 def _sum(x: tf.Tensor) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
-
-
-def sum_of_zeros(x: tf.Tensor, replicas: Replicas) -> tf.Tensor:
-    """The sum over the replicas of an x that is 0 on each: x, with the derivative of the sum."""
-
-    @tf.custom_gradient
-    def function(x: tf.Tensor) -> Any:
-        return tf.identity(x), lambda dy: all_reduce(dy, replicas)
-
-    return function(x)

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from batchnorm._native.library import KernelsUnavailable, load, path_of
-from batchnorm._native.tensorflow_constants import constant
+from batchnorm.backends.tensorflow.constants import constant
 
 load()  # its symbols are what the ops call
 try:

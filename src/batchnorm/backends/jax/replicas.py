@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from batchnorm._native.jax_axes import vary, varying
+from batchnorm.backends.jax.meshes import vary, varying
 
 
 class Replicas(NamedTuple):
@@ -19,6 +19,10 @@ class Replicas(NamedTuple):
 
     axis: str
     number: int
+
+    def sum_of_zeros(self, x: jax.Array) -> jax.Array:
+        """The sum over the replicas of an x that is 0 on each: x, with the sum's derivative."""
+        return _sum_of_zeros(self, x)
 
 
 def replicas(synchronized: Any, owner: str) -> Replicas | None:
@@ -71,11 +75,6 @@ def all_gather(x: jax.Array, replicas: Replicas) -> jax.Array:
 def all_reduce(x: jax.Array, replicas: Replicas) -> jax.Array:
     """The sum of x over the replicas, and of its derivatives."""
     return vary(jax.lax.psum(x, replicas.axis), varying(x))
-
-
-def sum_of_zeros(x: jax.Array, replicas: Replicas) -> jax.Array:
-    """The sum over the replicas of an x that is 0 on each: x, with the derivative of the sum."""
-    return _sum_of_zeros(replicas, x)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -29,6 +29,10 @@ class Replicas(NamedTuple):
     number: int
     groups: int | None = None
 
+    def sum_of_zeros(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over the processes of an x that is 0 on each: x, with the sum's derivative."""
+        return _SumOfZeros.apply(x, self)
+
 
 def replicas(synchronized: Any, owner: str) -> Replicas | None:
     """The processes that `synchronized` names; None where that is this one alone.
@@ -119,11 +123,6 @@ def _gathered(x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
 def all_reduce(x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
     """The sum of x over the processes, row by row, and of its derivatives."""
     return _Sum.apply(_padded(x, replicas), replicas)[: len(x)]
-
-
-def sum_of_zeros(x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
-    """The sum over the processes of an x that is 0 on each: x, with the derivative of the sum."""
-    return _SumOfZeros.apply(x, replicas)
 
 
 class _Sum(torch.autograd.Function):

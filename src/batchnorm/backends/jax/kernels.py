@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from batchnorm._native.jax_axes import vary, varying, varying_alike
 from batchnorm._native.library import KernelsUnavailable, load, path_of
+from batchnorm.backends.jax.meshes import vary, varying, varying_alike
 
 load()  # its symbols are what the handlers call
 try:

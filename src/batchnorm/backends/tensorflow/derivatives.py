@@ -1,19 +1,75 @@
-"""The kernels' derivatives, registered with TensorFlow; see `batchnorm._native.tensorflow`."""
+"""The kernels with their derivatives, which are registered with TensorFlow."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from batchnorm import _native
-from batchnorm.backends import backend_of, tensorflow_replicas
-from batchnorm.backends.fused import Vectors, recomputed
-from batchnorm.backends.tensorflow_replicas import Replicas
+from batchnorm._moments import Moments
+from batchnorm.backends.fused import Sizes, Vectors, recomputed
+from batchnorm.backends.tensorflow import operations
+from batchnorm.backends.tensorflow.operations import dtype, reshape, shape
+from batchnorm.backends.tensorflow.place import UNAVAILABLE
+from batchnorm.backends.tensorflow.replicas import Replicas, all_reduce
 
-UNAVAILABLE = _native.load_operators("tensorflow")
 if UNAVAILABLE is None:
-    from batchnorm._native import tensorflow as kernels
+    from batchnorm.backends.tensorflow import kernels
+
+
+def moments(x: tf.Tensor, sizes: Sizes, weights: tf.Tensor | None) -> Any:
+    """Mean, remainder, variance and count: constants, whose derivative `standardize` has."""
+    return kernels.moments(tf.stop_gradient(reshape(x, sizes)), weights)
+
+
+def forward(
+    x: tf.Tensor,
+    sizes: Sizes,
+    weights: tf.Tensor | None,
+    scale: tf.Tensor | None,
+    offset: tf.Tensor | None,
+    epsilon: float,
+    activation: int,
+) -> Any:
+    """y, then what `moments` returns."""
+    laid_out = reshape(x, sizes)
+    y, *measured = kernels.forward(laid_out, weights, scale, offset, epsilon, activation)
+    return reshape(y, shape(x)), *measured
+
+
+def standardize(
+    x: tf.Tensor,
+    sizes: Sizes,
+    weights: tf.Tensor | None,
+    given: Vectors,
+    epsilon: float,
+    activation: int,
+    frozen: bool,
+    replicas: Replicas | None,
+) -> tf.Tensor:
+    """y; with `replicas`, the moments came from x on all of them."""
+    laid_out = reshape(x, sizes)
+    if replicas is not None:
+        y = _standardize_over(replicas, laid_out, weights, given, epsilon, activation)
+    else:
+        y = kernels.standardize(laid_out, weights, given, epsilon, activation, frozen)
+    return reshape(y, shape(x))
+
+
+def remember(
+    state: Mapping[str, tf.Tensor],
+    measured: Moments,
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> dict[str, tf.Tensor] | None:
+    """The plain moving averages after a step, by one kernel; None where it does not hold them."""
+    held = {name: dtype(measured.mean) for name in ("moving_mean", "moving_variance")}
+    held |= {name: "int32" for name in ("skipped_updates", "num_updates") if name in state}
+    if any(dtype(state[name]) != one for name, one in held.items()):
+        return None
+    return kernels.remember(measured, state, momentum, unbiased, propagate)
 
 
 def _standardize_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
@@ -50,10 +106,10 @@ def _present(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor | None:
 
 def _shaped_like(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     rank = vector.shape.rank
-    return gradient if rank == 2 else backend_of(vector).reshape(gradient, (-1,))
+    return gradient if rank == 2 else reshape(gradient, (-1,))
 
 
-def standardize_over(
+def _standardize_over(
     replicas: Replicas,
     x: tf.Tensor,
     weights: tf.Tensor | None,
@@ -76,7 +132,7 @@ def standardize_over(
     @tf.custom_gradient
     def derivative(x: tf.Tensor, dy: tf.Tensor, *affine: tf.Tensor) -> Any:
         sums = kernels.backward_sums(x, dy, weights, named(affine), *how)
-        both = tensorflow_replicas.all_reduce(tf.concat(sums, 1), replicas)
+        both = all_reduce(tf.concat(sums, 1), replicas)
         dx = kernels.backward_input(x, dy, weights, named(affine), tf.split(both, 2, 1), *how)
         slopes = dict(zip(("offset", "scale"), sums, strict=True))
 
@@ -87,9 +143,9 @@ def standardize_over(
                 outer.watch(inputs)
                 with tf.GradientTape() as inner:
                     inner.watch(inputs)
-                    sizes = backend_of(x).shape(x)
+                    sizes = shape(x)
                     y = recomputed(
-                        backend_of(x), x, sizes, weights, named(affine), *how, False, replicas
+                        operations, x, sizes, weights, named(affine), *how, False, replicas
                     )
                 first = inner.gradient(y, [x, *affine], dy)
                 total = tf.add_n(
@@ -123,7 +179,7 @@ def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
         with tf.GradientTape() as inner:
             inner.watch(inputs)
             full = named._replace(scale=scale, offset=offset)
-            y = recomputed(backend_of(x), x, backend_of(x).shape(x), w, full, *how)
+            y = recomputed(operations, x, shape(x), w, full, *how)
         dx, sum_dy_xh, sum_dy = inner.gradient(y, [x, scale, offset], dy)
         total = tf.add_n(
             [
