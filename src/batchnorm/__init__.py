@@ -48,7 +48,7 @@ _LATER = {
     "reestimate": "tools.reestimation",
     "reestimated": "tools.reestimation",
     "repair": "tools.repairing",
-    "set_synchronized": "keras.synchronized",
+    "set_synchronized": "tools.synchronization",
     "unfreeze": "tools.freezing",
 }
 

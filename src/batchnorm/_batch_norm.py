@@ -16,13 +16,14 @@ from typing import Any
 
 from batchnorm import _axes
 from batchnorm._arguments import resolve_training
+from batchnorm._chunks import filled_up
 from batchnorm._open import by_training
 from batchnorm._options import Options
 from batchnorm._plan import plan, statistics_type
 from batchnorm._rows import State
 from batchnorm._run import run
 from batchnorm._statistics import initial_value, state_names
-from batchnorm._types import OnNonfinite, Statistics, T, UpdateStatistics, ZeroDebias
+from batchnorm._types import GhostOrder, OnNonfinite, Statistics, T, UpdateStatistics, ZeroDebias
 from batchnorm.backends import backend_of
 
 Tensor = Any
@@ -37,11 +38,11 @@ def batch_norm(
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
     axis: int | Sequence[int] = -1,
-    momentum: float | Tensor = 0.99,
+    momentum: float | Tensor | None = 0.99,
     epsilon: float = 1e-3,
     renorm: bool = False,
     renorm_clipping: Mapping[str, Any] | None = None,
-    renorm_momentum: float | Tensor = 0.99,
+    renorm_momentum: float | Tensor | None = 0.99,
     fused: bool | None = None,
     virtual_batch_size: int | None = None,
     adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
@@ -52,6 +53,7 @@ def batch_norm(
     update_statistics: UpdateStatistics = "auto",
     on_nonfinite: OnNonfinite = "skip",
     zero_debias: ZeroDebias = False,
+    ghost_order: GhostOrder = "strided",
 ) -> tuple[T, State]:
     """Normalizes x and returns it with the next state; nothing is changed in place.
 
@@ -76,16 +78,21 @@ def batch_norm(
             values may be NaN: their output is `offset`.
         batch_weights: weight 2 counts like the same value twice. Multiplied with `mask`.
         axis: the dimension or dimensions that keep their own statistics.
-        momentum: the share of the old moving statistics that a step keeps, in [0, 1].
+        momentum: the share of the old moving statistics that a step keeps, in [0, 1]. None: the
+            average over all updates so far, by `num_updates` of the state.
         epsilon: added to the variance. With 0, a constant channel gives y = offset.
         renorm: batch renormalization: r and d pull the batch statistics to running ones.
         renorm_clipping: bounds `rmax`, `rmin`, `dmax`: numbers, tensors, or functions of the step
             (`num_updates`, as a float scalar), such as a Keras learning-rate schedule.
-        renorm_momentum: `momentum` of renorm's own running statistics.
+        renorm_momentum: `momentum` of renorm's own running statistics. None: it has none, and r and
+            d pull to the moving statistics themselves.
         fused: None takes the fastest path that is right, True insists on a native kernel, False
             takes the composite path, whose derivatives of every order are exact.
         virtual_batch_size: normalize ghost batches of this size on their own, in training only.
-            Group j of n holds the samples j, j + n, j + 2n, ...
+            Group j of n holds the samples j, j + n, j + 2n, ..., and their average is remembered.
+        ghost_order: "strided", or "chunks": consecutive samples, the last group smaller where they
+            are not divisible, cut like `x.chunk(ceil(N / size))` of torch. They are remembered one
+            after the other, as in a loop over chunks.
         adjustment: a function of x's shape that returns (scale, bias), applied after renorm and
             before gamma and beta, with batch statistics only. Any shape that broadcasts to x.
         synchronized: take statistics over all replicas, in training: True, a torch process group
@@ -128,6 +135,7 @@ def batch_norm(
         renorm_momentum,
         fused,
         virtual_batch_size,
+        ghost_order,
         adjustment,
         synchronized,
         unbiased_moving_variance,
@@ -166,6 +174,7 @@ def init(
     center: bool = True,
     scale: bool = True,
     renorm: bool = False,
+    renorm_momentum: float | Tensor | None = 0.99,
     zero_debias: ZeroDebias = False,
 ) -> tuple[dict[str, Tensor], State]:
     """Parameters and state to start `batch_norm` with, for inputs like x.
@@ -177,7 +186,13 @@ def init(
     Raises:
         TypeError, ValueError: x or an argument is not what it must be.
     """
-    options = Options(axis=axis, renorm=renorm, zero_debias=zero_debias, owner="init")
+    options = Options(
+        axis=axis,
+        renorm=renorm,
+        renorm_momentum=renorm_momentum,
+        zero_debias=zero_debias,
+        owner="init",
+    )
     ops = backend_of(x)
     shape = _axes.shape_of(ops, x, options.owner, "x")
     vector = _axes.parameter_shape(shape, _axes.resolve(options.axis, len(shape), options.owner))
@@ -216,8 +231,14 @@ def normalize(
     weighted = mask is not None or batch_weights is not None
 
     def way(training: bool, x: Tensor) -> tuple[Tensor, State]:
-        chosen = plan(ops, options, x, training, weighted)
-        return run(ops, chosen, x, parameters, state, mask, batch_weights, update_from)
+        filled = filled_up(ops, options, x, training, mask, batch_weights)
+        if filled is None:
+            chosen = plan(ops, options, x, training, weighted)
+            return run(ops, chosen, x, parameters, state, mask, batch_weights, update_from)
+        chosen = plan(ops, filled.options, filled.x, training, True)
+        given = (filled.x, parameters, state, filled.mask, filled.batch_weights, update_from)
+        y, new = run(ops, chosen, *given)
+        return y[: filled.samples], new
 
     if isinstance(training, bool):
         return way(training, x)

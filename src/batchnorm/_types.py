@@ -8,5 +8,6 @@ T = TypeVar("T")  # a tensor of some framework
 
 Statistics: TypeAlias = Literal["auto", "batch", "moving"]
 UpdateStatistics: TypeAlias = Literal["auto"] | bool
+GhostOrder: TypeAlias = Literal["strided", "chunks"]
 OnNonfinite: TypeAlias = Literal["skip", "propagate", "raise"]
 ZeroDebias: TypeAlias = Literal["mean", "both"] | bool

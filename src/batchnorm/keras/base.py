@@ -15,7 +15,7 @@ from batchnorm._arguments import resolve_training
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
 from batchnorm._statistics import state_names
-from batchnorm._types import OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
+from batchnorm._types import GhostOrder, OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
 from batchnorm.backends import backend_of, why_not
 from batchnorm.keras import variables
 from batchnorm.keras.keywords import LayerKeywords
@@ -55,10 +55,13 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: as in Keras.
         renorm, renorm_clipping, renorm_momentum: batch renormalization. Clipping values may be
             numbers, tensors, or functions of the step such as a
-            `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the layer.
+            `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the layer. With
+            `renorm_momentum=None` it pulls to the moving statistics and keeps none of its own.
         fused: None takes the fastest path that is right, True insists on a native kernel, False
             never takes one.
         virtual_batch_size: the size of ghost batches.
+        ghost_order: "strided", as in the originals, or "chunks": consecutive samples, the last
+            group smaller, remembered one after the other.
         adjustment: a function of the shape that returns (scale, bias). It is not saved.
         synchronized: take statistics over all replicas: True, or what names them on torch and JAX.
         unbiased_moving_variance: remember variance * N / (N - 1).
@@ -78,7 +81,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     def __init__(
         self,
         axis: int | Sequence[int] = -1,
-        momentum: float = 0.99,
+        momentum: float | None = 0.99,
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
@@ -92,7 +95,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         gamma_constraint: Any = None,
         renorm: bool = False,
         renorm_clipping: Mapping[str, Any] | None = None,
-        renorm_momentum: float = 0.99,
+        renorm_momentum: float | None = 0.99,
         fused: bool | None = None,
         trainable: bool = True,
         virtual_batch_size: int | None = None,
@@ -108,6 +111,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         zero_debias: ZeroDebias = False,
         train_parameters: bool = True,
         activation: Any = None,
+        ghost_order: GhostOrder = "strided",
         **kwargs: Unpack[LayerKeywords],
     ) -> None:
         if unknown := sorted(set(kwargs) - set(LayerKeywords.__annotations__)):
@@ -136,6 +140,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.renorm_momentum = renorm_momentum
         self.fused = fused
         self.virtual_batch_size = virtual_batch_size
+        self.ghost_order = ghost_order
         self.adjustment = adjustment
         self.synchronized = synchronized
         self.unbiased_moving_variance = unbiased_moving_variance

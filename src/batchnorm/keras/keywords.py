@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from batchnorm._types import OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
+from batchnorm._types import GhostOrder, OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
 
 
 class LayerKeywords(TypedDict, total=False):
@@ -23,10 +23,11 @@ class Modes(LayerKeywords, total=False):
 
     renorm: bool
     renorm_clipping: Mapping[str, Any] | None
-    renorm_momentum: float
+    renorm_momentum: float | None
     fused: bool | None
     trainable: bool
     virtual_batch_size: int | None
+    ghost_order: GhostOrder
     adjustment: Callable[[Any], tuple[Any, Any]] | None
     name: str | None
     unbiased_moving_variance: bool
@@ -49,7 +50,7 @@ class SyncKeywords(Modes, total=False):
     """What `SyncBatchNormalization` takes."""
 
     axis: int | Sequence[int]
-    momentum: float
+    momentum: float | None
     epsilon: float
     center: bool
     scale: bool

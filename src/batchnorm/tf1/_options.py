@@ -17,6 +17,8 @@ def checked(*, dtype: tf.DType, owner: str, **options: Any) -> Options:
         TypeError, ValueError: see `Options`.
     """
     for name in ("momentum", "renorm_momentum"):
+        if options[name] is None:  # no state here counts its updates, no original has this
+            raise TypeError(f"{owner}: {name} must be a number in [0, 1]; got None.")
         if isinstance(options[name], (tf.Tensor, tf.Variable)):
             options[name] = tf.cast(options[name], dtype)
     clipping = options["renorm_clipping"]
