@@ -120,6 +120,11 @@ BN_API const char* bn_isa(void);
 BN_API void bn_set_threads(int n);
 BN_API int bn_get_threads(void);
 
+/* What was learned so far about where to store results, in one sweep or two, and fetching ahead (src/tune.h): a line for
+ * each operation, type, layout, size class and number of threads. Writes at most size - 1 characters and a 0; returns how
+ * many there are. BATCHNORM_TUNE=off, read once, keeps to what the sizes of the caches suggest; results are the same bits. */
+BN_API size_t bn_learned(char* text, size_t size);
+
 /* Borrow the OpenMP team of a libgomp that this process has loaded already: path, or "libgomp.so.1" for NULL.
  * Two spinning teams in one process slow each other down. Returns 1 when borrowed, 0 when there is none. */
 BN_API int bn_borrow_openmp(const char* path);

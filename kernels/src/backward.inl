@@ -36,19 +36,22 @@ static void gradient_rows(const Call& call, const Rectangle<T>& r, const Same<St
 }
 
 template <class T, int MASK>
-static void sums_by_rows(const Call& call, const Same<StatOf<T>>& from, int64_t g, int64_t c, int64_t s, double* sum,
+static void sums_by_rows(const Call& call, const StatOf<T>* const* of, int64_t g, const Tile& tile, int64_t s, double* sum,
                          double* product) {
   using S = StatOf<T>;
   const Plan& p = call.plan;
-  *sum = *product = 0;
-  each_block<S>(segment_of(p, s), [&](const Segment& block) {
-    RowSums<S> sums = {};
-    each_rectangle(p, (const T*)call.x, g, block.r0, block.r1, c * p.inner + block.from, block.width,
-                   block.from * p.weight_inner_stride, [&](const Rectangle<T>& r) {
-                     with_form(p.form, [&](auto form) { gradient_rows<T, MASK, decltype(form)::value>(call, r, from, sums); });
-                   });
-    *sum += total<Lanes<S>::N>(sums.first);
-    *product += total<Lanes<S>::N>(sums.second);
+  for (int64_t c = 0; c < tile.channels; c++) sum[c] = product[c] = 0;
+  each_block<S>(p, segment_of(p, s), [&](const Segment& block) {
+    for (int64_t c = 0; c < tile.channels; c++) {
+      const Same<S> from(of, c);
+      RowSums<S> sums = {};
+      each_rectangle(p, (const T*)call.x, g, block.r0, block.r1, (tile.c0 + c) * p.inner + block.from, block.width,
+                     block.from * p.weight_inner_stride, [&](const Rectangle<T>& r) {
+                       with_form(p.form, [&](auto form) { gradient_rows<T, MASK, decltype(form)::value>(call, r, from, sums); });
+                     });
+      sum[c] += total<Lanes<S>::N>(sums.first);
+      product[c] += total<Lanes<S>::N>(sums.second);
+    }
   });
 }
 

@@ -2,11 +2,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <chrono>
 #include <initializer_list>
 
 #include "batchnorm.h"
 #include "call.h"
 #include "pool.h"
+#include "tune.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -124,6 +126,22 @@ static int write_count(const Given& in, void* count) {
   return BN_OK;
 }
 
+// Below this many bytes a call is over before a clock could tell ways apart.
+static const int64_t kWorthLearning = (int64_t)1 << 20;
+
+static void learn_and_run(Call& call, const Given& in, const Traffic& traffic) {
+  Plan& p = call.plan;
+  const int64_t bytes = p.groups * p.rows * p.row_elements * traffic.item;
+  if (bytes < kWorthLearning || (p.ways & (p.ways - 1)) == 0 || !learns()) return level()->run[in.dtype](call);
+  const Question question = {call.steps, in.dtype, traffic.arrays, pool_threads(), p.by_rows, bytes,
+                             bytes_in_a_row(p, traffic.item), p.ways};
+  const Tuner::Answer answer = tuner().ask(question, p.guess);
+  take(p, answer.way);
+  const auto begin = std::chrono::steady_clock::now();
+  level()->run[in.dtype](call);
+  tuner().tell(answer, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+}
+
 static int run(Call& call, const Given& in) {
   Traffic traffic;
   traffic.item = in.item();
@@ -156,7 +174,7 @@ static int run(Call& call, const Given& in) {
       for (size_t k = 0; k < all; k++) put(in, call.sum_dy, (int64_t)k, 0), put(in, call.sum_dy_xh, (int64_t)k, 0);
     return BN_OK;
   }
-  level()->run[in.dtype](call);
+  learn_and_run(call, in, traffic);
   scratch.give_back();
   return BN_OK;
 }
@@ -304,6 +322,7 @@ int bn_abi_version(void) { return 2; }
 const char* bn_isa(void) { return level()->name; }
 void bn_set_threads(int n) { pool_set_threads(n); }
 int bn_get_threads(void) { return pool_threads(); }
+size_t bn_learned(char* text, size_t size) { return tuner().describe(text, size); }
 int bn_borrow_openmp(const char* path) { return pool_borrow_openmp(path); }
 
 int bn_advise_huge(void* p, size_t n) {

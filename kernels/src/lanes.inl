@@ -62,7 +62,7 @@ BN_INLINE void sum_rows(const Rectangle<T>& r, const Arrays<T, ARRAYS>& read, Ro
     for (int64_t from = 0; from < r.width; from += Chunk<S>::N) {
       const int64_t n = least(Chunk<S>::N, r.width - from), at = row * r.stride + from;
       if (additions > 0 && additions + n / (4 * N) > 16) add_up(), additions = 0;
-      additions += n / (4 * N) + 4;
+      additions += n / (4 * N) + 1;
       auto add = [&](int64_t j, V& s, V& q, auto tag) {
         const V each = W == kVector ? load(w + from + j, tag) : one;
         if (W == kVector && WEIGH) weight += each;
@@ -77,8 +77,13 @@ BN_INLINE void sum_rows(const Rectangle<T>& r, const Arrays<T, ARRAYS>& read, Ro
         add(j + 2 * N, s2, q2, Full{});
         add(j + 3 * N, s3, q3, Full{});
       }
-      for (; j + N <= n; j += N) add(j, s0, q0, Full{});
-      if (j < n) add(j, s0, q0, Part{(int)(n - j)});
+      if (j == 0)  // a short row
+        for (int b = 0; b < (int)(n * sizeof(T)); b += 64)
+          for (int a = 0; a < ARRAYS; a++) BN_PREFETCH((const char*)(read.of[a] + at) + ahead + b);
+      if (j + N <= n) add(j, s0, q0, Full{}), j += N;
+      if (j + N <= n) add(j, s1, q1, Full{}), j += N;
+      if (j + N <= n) add(j, s2, q2, Full{}), j += N;
+      if (j < n) add(j, s3, q3, Part{(int)(n - j)});
     }
   }
   add_up();

@@ -92,22 +92,28 @@ static void row_block(const Plan& p, const T* x, int64_t g, int64_t c, const Seg
   running = merged;
 }
 
-// The blocks of a segment by rows: 16 chunks of elements each. f(block).
-template <class S, class F> BN_INLINE void each_block(const Segment& segment, F f) {
+// The blocks of a segment by rows: 16 chunks of a channel's elements each, or what a tile of several may hold. f(block).
+template <class S, class F> BN_INLINE void each_block(const Plan& p, const Segment& segment, F f) {
   const int64_t most = 16 * Chunk<S>::N, cuts = (segment.width + most - 1) / most;
   const int64_t piece = ((segment.width + cuts - 1) / cuts + 63) / 64 * 64;
-  const int64_t rows = segment.width < most ? most / segment.width : 1;
+  int64_t rows = segment.width < most ? most / segment.width : 1;
+  if (p.tile_channels > 1) rows = least(rows, p.block_rows);
   for (int64_t r = segment.r0; r < segment.r1; r += rows)
     for (int64_t d = 0; d < segment.width; d += piece)
       f(Segment{r, least(r + rows, segment.r1), segment.from + d, least(piece, segment.width - d)});
 }
 
-template <class T, int W> static Moment segment_by_rows(const Plan& p, const T* x, int64_t g, int64_t c, int64_t s) {
-  Moment running = {0, 0, 0};
-  each_block<StatOf<T>>(segment_of(p, s), [&](const Segment& block) {
-    row_block<T, W>(p, x, g, c, block, running.weight == 0, running);
+// One segment of one tile; writes a moment per channel of the tile.
+template <class T, int W>
+static void segment_by_rows(const Plan& p, const T* x, int64_t g, const Tile& tile, int64_t s, double* weight,
+                            double* mean, double* square) {
+  Moment running[kMostTogether] = {};
+  each_block<StatOf<T>>(p, segment_of(p, s), [&](const Segment& block) {
+    for (int64_t c = 0; c < tile.channels; c++)
+      row_block<T, W>(p, x, g, tile.c0 + c, block, running[c].weight == 0, running[c]);
   });
-  return running;
+  for (int64_t c = 0; c < tile.channels; c++)
+    weight[c] = running[c].weight, mean[c] = running[c].mean, square[c] = running[c].square;
 }
 
 }  // namespace BN_LEVEL

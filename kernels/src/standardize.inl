@@ -4,8 +4,13 @@ namespace BN_LEVEL {
 // Where a row's coefficients come from: one channel for the whole row, or one channel per column.
 template <class S> struct Same {
   typename Lanes<S>::V value[kCoefficients];
-  explicit Same(const S* const* of) {
-    for (int k = 0; k < kCoefficients; k++) value[k] = splat(*of[k]);
+  Same(const S* const* of, int64_t channel) {
+    for (int k = 0; k < kCoefficients; k++) value[k] = splat(of[k][channel]);
+  }
+  // The first n lanes of one channel, the others of the next.
+  Same(const Same& one, const Same& next, int n) {
+    const auto first = lanes_below<S>(n);
+    for (int k = 0; k < kCoefficients; k++) value[k] = select(first, one.value[k], next.value[k]);
   }
   BN_INLINE_MEMBER typename Lanes<S>::V get(int k, int64_t) const { return value[k]; }
 };
@@ -43,45 +48,78 @@ BN_INLINE V masked(V d, V x, V w, const From& from, int64_t j, const T* y, Tag t
   return select((MASK == kSaved ? load(y, tag) : standardized<T, X>(x, w, from, j)) > V{}, d, V{});
 }
 
-// The weights of one row, as its elements see them: `each` is one for all of them, or at[j & mask] is element j's.
+// What one row is made of: channels that lie side by side, each with coefficients of its own, or columns that have theirs.
+template <class S> struct Channels {
+  const S* const* of;
+  int64_t channels;
+  BN_INLINE_MEMBER Same<S> from(int64_t c) const { return Same<S>(of, c); }
+  BN_INLINE_MEMBER Same<S> from(int64_t c, int n) const { return Same<S>(Same<S>(of, c), Same<S>(of, c + 1), n); }
+};
+template <class S> struct OfColumns {
+  const S* const* of;
+  enum { channels = 1 };
+  BN_INLINE_MEMBER Each<S> from(int64_t) const { return Each<S>(of); }
+  BN_INLINE_MEMBER Each<S> from(int64_t, int) const { return Each<S>(of); }
+};
+
+// The weights of one row: `each` is one for all of its elements, or at[d] is that of a channel's element d, where
+// `varies`. Else `at` holds zeros, for a row that is excluded.
 template <class S> struct RowWeights {
   S each;
   const S* at;
-  int64_t mask;
+  bool varies;
 };
 
 template <class T, class V> BN_INLINE void put(T* p, V v, Full, bool around) { around ? stream(p, v) : store(p, v, Full{}); }
 template <class T, class V> BN_INLINE void put(T* p, V v, Part part, bool) { store(p, v, part); }
 
-// Runs write(j, tag) over [0, n), whole vectors where it can, and puts the results at out; around the cache if asked.
-template <class T, class Write> BN_INLINE void each_vector(T* out, int64_t n, bool around_cache, Write write) {
+// Runs write(from, w, j, tag) over a row and puts the results at out, around the cache if asked. Whole vectors wherever it
+// can, over the border of two channels too; in pieces only up to the first line of the cache and at the end.
+template <class T, class Source, class Write>
+BN_INLINE void each_vector(T* out, int64_t n, const Source& source, const RowWeights<StatOf<T>>& weights, bool around_cache,
+                           Write write) {
+  using S = StatOf<T>;
   enum { N = Count<T>::N };
-  around_cache = around_cache && n >= 64 && (uintptr_t)out % sizeof(T) == 0;
-  // In pieces up to a line of the cache, whole vectors after it, and the rest in pieces again.
-  int64_t j = 0, stop = around_cache ? (int64_t)((64 - (uintptr_t)out % 64) % 64 / sizeof(T)) : 0;
-  for (;;) {
-    for (int now; j < stop; j += now) {
-      now = (int)least(stop - j, N);
-      store(out + j, write(j, Part{now}), Part{now});
+  const int64_t inner = n / source.channels, line = around_cache ? (64 - (uintptr_t)out % 64) % 64 / sizeof(T) : 0;
+  const int64_t mask = weights.varies ? -1 : 0;
+  int64_t j = 0;
+  for (int64_t c = 0; c < source.channels; c++) {
+    const int64_t start = c * inner, stop = start + inner;
+    const auto from = source.from(c);
+    auto w = [&](int64_t j) { return weights.at + ((j - start) & mask); };
+    for (int now; j < line; j += now) {
+      now = (int)least(line - j, N);
+      put(out + j, write(from, w(j), j, Part{now}), Part{now}, false);
     }
-    if (j == n) return;
-    if (around_cache)
-      for (; j + N <= n; j += N) stream(out + j, write(j, Full{}));
-    else
-      for (; j + N <= n; j += N) store(out + j, write(j, Full{}), Full{});
-    stop = n;
-    if (j == n) return;
+    for (; j + N <= stop; j += N) put(out + j, write(from, w(j), j, Full{}), Full{}, around_cache);
+    if (j == stop) continue;
+    const int rest = (int)(stop - j);
+    if (c + 1 == source.channels) {
+      put(out + j, write(from, w(j), j, Part{rest}), Part{rest}, false);
+    } else {
+      S both[N];
+      if (weights.varies)
+        for (int i = 0; i < N; i++) both[i] = weights.at[i < rest ? inner - rest + i : i - rest];
+      put(out + j, write(source.from(c, rest), weights.varies ? both : weights.at, j, Full{}), Full{}, around_cache);
+      j += N;
+    }
   }
 }
 
-template <class T, int X, class From>
-BN_INLINE void standardize_row(const T* x, const T* residual, const RowWeights<StatOf<T>>& w, const From& from,
-                               VecOf<T> lowest, T* y, int64_t n, bool around_cache, int64_t ahead) {
+// The rows of an array that may be absent.
+template <class T> BN_INLINE T* at_row(T* array, int64_t at) { return array ? array + at : array; }
+
+template <class T, int X, class Source>
+BN_INLINE void standardize_row(const Call& call, const Source& source, int64_t at, int64_t n,
+                               const RowWeights<StatOf<T>>& weights, bool around_cache) {
+  using S = StatOf<T>;
   using V = VecOf<T>;
-  each_vector(y, n, around_cache, [&](int64_t j, auto tag) {
+  const T *x = (const T*)call.x + at, *residual = at_row((const T*)call.residual, at);
+  const V lowest = splat(call.relu ? (S)0 : (S)-INFINITY);
+  const int64_t ahead = call.plan.fetch_ahead;
+  each_vector((T*)call.out + at, n, source, weights, around_cache, [&](const auto& from, const S* w, int64_t j, auto tag) {
     if (ahead) BN_PREFETCH(x + j + ahead);
-    const V each = X ? load(w.at + (j & w.mask), tag) : V{};
-    V value = standardized<T, X>(load(x + j, tag), each, from, j);
+    V value = standardized<T, X>(load(x + j, tag), X ? load(w, tag) : V{}, from, j);
     if (residual) value += load(residual + j, tag);
     return select(value < lowest, lowest, value);
   });
@@ -89,16 +127,19 @@ BN_INLINE void standardize_row(const T* x, const T* residual, const RowWeights<S
 
 // dx = CA * (dy - w * ((x - M) * C1 + C0)). C1 is 0 where the statistics are frozen: x, which may not be finite there,
 // then has no part in dx.
-template <class T, int MASK, int X, class From>
-BN_INLINE void input_row(const T* x, const T* dy, const T* y, const RowWeights<StatOf<T>>& w, const From& from, T* dx,
-                         T* d_residual, int64_t n, bool around_cache, int64_t ahead) {
+template <class T, int MASK, int X, class Source>
+BN_INLINE void input_row(const Call& call, const Source& source, int64_t at, int64_t n,
+                         const RowWeights<StatOf<T>>& weights, bool around_cache) {
   using V = VecOf<T>;
-  const V zero = {}, one = splat(w.each);
+  const T *x = (const T*)call.x + at, *dy = (const T*)call.dy + at, *y = at_row((const T*)call.y, at);
+  T *dx = (T*)call.out + at, *d_residual = at_row((T*)call.d_residual, at);
+  const V zero = {}, one = splat(weights.each);
+  const int64_t ahead = call.plan.fetch_ahead;
   // The second output goes where the first does, where the same vectors of both begin a line of the cache.
-  const bool both = around_cache && n >= 64 && (uintptr_t)dx % sizeof(T) == 0 && ((uintptr_t)dx ^ (uintptr_t)d_residual) % 64 == 0;
-  each_vector(dx, n, around_cache, [&](int64_t j, auto tag) {
+  const bool both = around_cache && ((uintptr_t)dx ^ (uintptr_t)d_residual) % 64 == 0;
+  each_vector(dx, n, source, weights, around_cache, [&](const auto& from, const StatOf<T>* w, int64_t j, auto tag) {
     if (ahead) BN_PREFETCH(x + j + ahead), BN_PREFETCH(dy + j + ahead);
-    const V value = load(x + j, tag), each = X ? load(w.at + (j & w.mask), tag) : one;
+    const V value = load(x + j, tag), each = X ? load(w, tag) : one;
     V d = masked<T, MASK, X>(load(dy + j, tag), value, each, from, j, y + j, tag);
     if (d_residual) put(d_residual + j, d, tag, both);
     const V slope = from.get(C1, j), constant = from.get(C0, j), ca = from.get(CA, j);
@@ -109,30 +150,22 @@ BN_INLINE void input_row(const T* x, const T* dy, const T* y, const RowWeights<S
 }
 
 // One rectangle of the apply step. `spread` has room for one row of weights.
-template <class T, class From>
-static void apply_rectangle(const Call& call, const Rectangle<T>& r, const From& given, StatOf<T>* spread) {
+template <class T, class Source>
+static void apply_rectangle(const Call& call, const Rectangle<T>& r, const Source& source, StatOf<T>* spread) {
   using S = StatOf<T>;
   static const S kZeros[Count<T>::N] = {};
-  const From from = given;  // a copy that no store can change: it stays in registers
   const Plan& p = call.plan;
-  const VecOf<T> lowest = splat(call.relu ? (S)0 : (S)-INFINITY);
-  auto row_of = [](auto* array, int64_t at) { return array ? array + at : array; };
   for (int64_t row = 0; row < r.rows; row++) {
-    const int64_t at = r.at + row * r.stride;
-    const T *x = (const T*)call.x + at, *dy = row_of((const T*)call.dy, at), *y = row_of((const T*)call.y, at);
-    const T* residual = row_of((const T*)call.residual, at);
-    T *out = (T*)call.out + at, *d_residual = row_of((T*)call.d_residual, at);
-    RowWeights<S> w = {1, kZeros, 0};
+    const int64_t at = r.at + row * r.stride, n = r.width;
+    RowWeights<S> w = {1, kZeros, false};
     if (p.form == kScalar) w.each = r.w[row * r.w_stride];
-    if (p.form == kVector) w.at = r.w + row * r.w_stride, w.mask = -1;
+    if (p.form == kVector) w.at = r.w + row * r.w_stride, w.varies = true;
     if (p.form == kVector && !p.by_rows) spread_weights(p, r, row, spread), w.at = spread;
-    with_flag(p.form == kVector || w.each == 0, [&](auto some) {
+    const bool around = p.stream && n >= 64 && (uintptr_t)((T*)call.out + at) % sizeof(T) == 0;
+    with_flag(w.varies || w.each == 0, [&](auto some) {
       enum { X = decltype(some)::value };
-      if (!(call.steps & kInput))
-        return standardize_row<T, X>(x, residual, w, from, lowest, out, r.width, p.stream, p.fetch_ahead);
-      with_mask(call, [&](auto mask) {
-        input_row<T, decltype(mask)::value, X>(x, dy, y, w, from, out, d_residual, r.width, p.stream, p.fetch_ahead);
-      });
+      if (!(call.steps & kInput)) return standardize_row<T, X>(call, source, at, n, w, around);
+      with_mask(call, [&](auto mask) { input_row<T, decltype(mask)::value, X>(call, source, at, n, w, around); });
     });
   }
 }
