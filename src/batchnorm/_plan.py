@@ -110,7 +110,7 @@ def plan(ops: Any, options: Options, x: Tensor, training: bool, weighted: bool) 
     reason = "fused is False." if options.fused is False else ops.why_not(x)
     replicas = None
     if options.synchronized and (batch or update):
-        replicas = ops.replicas(options.synchronized, options.owner)
+        replicas = ops.find_replicas(options.synchronized, options.owner)
     traced = ops.traced(x)
     known = (ops.dtype(x), batch, update, weighted, reason, traced, replicas)
     if traced:  # once: nothing to gain, and compilers stumble over what is kept
