@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from batchnorm import tf1
 from batchnorm.keras import BatchNormalizationBase
-from frozen_graphs import outputs_elsewhere
 from reference import golden_arrays, golden_cases, golden_state
+from tf1_frozen import outputs_elsewhere
 
 pytestmark = pytest.mark.keras
 v1 = tf.compat.v1
