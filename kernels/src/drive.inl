@@ -108,37 +108,33 @@ template <class T> struct Driver {
     const Tile tile = tile_of(p, t);
     const int64_t channel = g * p.channels + tile.c0;
     double *a = partial(0, segment, channel), *b = partial(1, segment, channel), *c = partial(2, segment, channel);
-    if (call.steps & kMoments) {
-      if (p.by_rows) {
-        const Moment m = p.form == kNone     ? segment_by_rows<T, kNone>(p, x, g, tile.c0, segment)
-                         : p.form == kScalar ? segment_by_rows<T, kScalar>(p, x, g, tile.c0, segment)
-                                             : segment_by_rows<T, kVector>(p, x, g, tile.c0, segment);
+    if (call.steps & kMoments)
+      with_form(p.form, [&](auto form) {
+        enum { W = decltype(form)::value };
+        if (!p.by_rows) return segment_by_columns<T, W>(p, x, g, tile, segment, a, b, c);
+        const Moment m = segment_by_rows<T, W>(p, x, g, tile.c0, segment);
         *a = m.weight, *b = m.mean, *c = m.square;
-      } else if (p.form == kNone) segment_by_columns<T, kNone>(p, x, g, tile, segment, a, b, c);
-      else if (p.form == kScalar) segment_by_columns<T, kScalar>(p, x, g, tile, segment, a, b, c);
-      else segment_by_columns<T, kVector>(p, x, g, tile, segment, a, b, c);
-    } else {
-      const S* of[kCoefficients];
-      if (p.by_rows) {
-        pointers(g, tile.c0, of);
-        if (call.relu) sums_by_rows<T, true>(call, Same<S>(of), g, tile.c0, segment, a, b);
-        else sums_by_rows<T, false>(call, Same<S>(of), g, tile.c0, segment, a, b);
-      } else {
-        Spread room;
-        spread(g, tile, room, of);
-        if (call.relu) sums_by_columns<T, true>(call, Each<S>(of), g, tile, segment, a, b);
-        else sums_by_columns<T, false>(call, Each<S>(of), g, tile, segment, a, b);
-      }
-    }
+      });
+    else
+      with_mask(call, [&](auto mask) {
+        enum { MASK = decltype(mask)::value };
+        const S* of[kCoefficients];
+        if (p.by_rows) {
+          pointers(g, tile.c0, of);
+          sums_by_rows<T, MASK>(call, Same<S>(of), g, tile.c0, segment, a, b);
+        } else {
+          Spread room;
+          spread(g, tile, room, of);
+          sums_by_columns<T, MASK>(call, Each<S>(of), g, tile, segment, a, b);
+        }
+      });
   }
 
   template <class From>
   void apply_rows(const From& from, int64_t g, int64_t r0, int64_t r1, int64_t first, int64_t width, int64_t w_first,
                   S* weights) const {
-    each_rectangle(p, (const T*)call.x, g, r0, r1, first, width, w_first, [&](const Rectangle<T>& r) {
-      if (call.relu) apply_rectangle<T, true>(call, r, from, weights);
-      else apply_rectangle<T, false>(call, r, from, weights);
-    });
+    each_rectangle(p, (const T*)call.x, g, r0, r1, first, width, w_first,
+                   [&](const Rectangle<T>& r) { apply_rectangle(call, r, from, weights); });
   }
 
   void apply(int64_t unit, int64_t segment) const {
@@ -216,7 +212,5 @@ template <class T> struct Driver {
 };
 
 template <class T> static void run_call(const Call& call) { Driver<T>(call).run(); }
-
-static const Level kLevel = {BN_LEVEL_NAME, {run_call<float>, run_call<double>, run_call<half>, run_call<bfloat>}};
 
 }  // namespace BN_LEVEL

@@ -98,8 +98,7 @@ static void set_columns(Plan& p, const Traffic& t, int64_t bytes) {
   }
   p.tiles = parts(p.channels, p.tile_channels);
   // 16 additions per lane between two merges into double; rows are added in groups of at most 8 that touch.
-  const int64_t group = p.even_rows / p.widen;
-  p.block_rows = 16 * p.widen * (group >= 8 ? 8 : group >= 4 ? 4 : group >= 2 ? 2 : 1);
+  p.block_rows = 16 * p.widen * most(1, least(8, p.even_rows / p.widen));
   const int64_t units = p.tiles * p.groups, wanted = least(kMaxSegments, most(1, parts(128, units)));
   const int64_t unit_bytes = bytes / units;
   const int64_t count = most(1, least(least(wanted, unit_bytes / (256 << 10)), p.rows / (256 * p.widen)));

@@ -37,6 +37,12 @@ class View(NamedTuple):
     canonical: tuple[Size, Size, Size, Size, Size]
     groups: Size | None
 
+    @classmethod
+    def of(cls, sizes: Sequence[Size]) -> View:
+        """That of an array which is laid out as `[A, G, B, C, D]` already."""
+        a, g, b, c, d = sizes
+        return cls((1, 3), (a, g, b, c, d), (a, g, b, c, d), None, (a, g, b, c, d), None)
+
     @property
     def features(self) -> int:
         return product(self.shape[axis] for axis in self.axes)
@@ -57,18 +63,38 @@ class View(NamedTuple):
         """The shape `[R, C]` of a parameter or statistic."""
         return self.rows, self.canonical[3]
 
+    @property
+    def reduced(self) -> tuple[int, ...]:
+        """The dimensions of `split` that statistics are taken over."""
+        added = len(self.split) - len(self.shape)
+        kept = {axis + added for axis in self.axes} | ({1} if added else set())
+        return tuple(i for i in range(len(self.split)) if i not in kept)
+
+    def apart(self, ops: Any, x: Any) -> Any:
+        """x in its own dimensions, the batch split into ghost batches: of the shape `split`."""
+        return x if self.groups is None else ops.reshape(x, self.split)
+
+    def along(self, ops: Any, row: Any) -> Any:
+        """A vector, `[G or 1, C]` or `(C,)`, in the shape that broadcasts against `split`."""
+        if self.groups is None:
+            return self.spread(ops, row)
+        rows = ops.shape(row)[0] if len(ops.shape(row)) == 2 else 1
+        sizes = [size if i in self.axes else 1 for i, size in enumerate(self.shape)]
+        return ops.reshape(row, [1, rows, *sizes[1:]])
+
     def apply(self, ops: Any, x: Any) -> Any:
         """x with its dimensions in an order in which it reads as `[A, G, B, C, D]`."""
-        return self._in_order(ops, x, self.split)
+        if self.permutation is None:
+            return x
+        return ops.transpose(ops.reshape(x, self.split), self.permutation)
 
     def apply_to_weights(self, ops: Any, weights: Any) -> Any:
-        """Weights of x's shape but 1 on the axes, as `[A, groups or 1, B, 1, D]`."""
-        added = len(self.split) - len(self.shape)
-        features = {axis + added for axis in self.axes}
-        split = tuple(1 if i in features else size for i, size in enumerate(self.split))
+        """Weights of the shape `split` but 1 on the axes, as `[A, groups or 1, B, 1, D]`."""
         a, _, b, _, d = self.canonical
         groups = 1 if self.groups is None else self.groups
-        return ops.reshape(self._in_order(ops, weights, split), (a, groups, b, 1, d))
+        if self.permutation is not None:
+            weights = ops.transpose(weights, self.permutation)
+        return ops.reshape(weights, (a, groups, b, 1, d))
 
     def undo(self, ops: Any, y: Any) -> Any:
         """What came of an x in the view's order, in x's own."""
@@ -78,9 +104,7 @@ class View(NamedTuple):
         return ops.reshape(y, self.shape)
 
     def spread(self, ops: Any, row: Any) -> Any:
-        """A parameter `[R, C]` in the shape that broadcasts against x; None stays None."""
-        if row is None:
-            return None
+        """A parameter `[R, C]` in the shape that broadcasts against x."""
         return ops.reshape(
             row, [size if i in self.axes else 1 for i, size in enumerate(self.shape)]
         )
@@ -92,11 +116,6 @@ class View(NamedTuple):
         column = ops.broadcast_to(row, (self.groups, 1))
         each = ops.broadcast_to(ops.reshape(column, (1, self.groups)), self.split[:2])
         return ops.reshape(each, [self.shape[0], *[1] * (len(self.shape) - 1)])
-
-    def _in_order(self, ops: Any, x: Any, split: Sequence[Size]) -> Any:
-        if self.permutation is None:
-            return x
-        return ops.transpose(ops.reshape(x, split), self.permutation)
 
 
 def product(sizes: Any) -> Any:

@@ -41,6 +41,8 @@ class Options:
     zero_debias: bool | str = False
     activation: str | None = None
     owner: str = field(default="batch_norm", compare=False)
+    # the last plans, by what decided them: see `batchnorm._plan`
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False, init=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen for everybody else

@@ -38,43 +38,30 @@ def initial_value(name: str) -> float:
     return 1.0 if name in ("moving_variance", "moving_stddev", "renorm_stddev") else 0.0
 
 
-def next_state(
-    ops: Any,
-    options: Options,
-    old: Rows,
-    measured: Moments,
-    update: bool | Tensor,
-    filled: bool,
-    fused: bool,
-) -> State:
-    """What `remember` says, in the shapes and types of the state."""
-    view, state, dtype = old.view, old.state, old.dtype
-    how = (update, view.groups is not None, filled)
-    if fused and update is True and options.momenta_are_numbers:
-        by_kernel = remembered(ops, options, old, measured)
-        if by_kernel is not None:
-            return {**state, **by_kernel}
-        arrays = ops.on_host((*state.values(), *measured))
-        if arrays is not None:
-            from batchnorm.backends import host  # NumPy, which a framework has brought
+def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
+    """What `remember` says, in the shapes and types of the state.
 
-            given = dict(zip(state, arrays, strict=False))
-            there, moments = Rows(host, view, given, dtype), Moments(*arrays[len(given) :])
-            new = host.quietly(remember, host, options, there, moments, *how)
-            new = as_given(host, new, given)
-            return {**state, **{name: ops.asarray(new[name], measured.mean) for name in new}}
-    new = remember(ops, options, old, constant(ops, measured), *how)
+    Args:
+        plan: a `batchnorm._plan.Plan`.
+    """
+    options, state, grouped = plan.options, old.state, old.view.groups is not None
+    plain = not (grouped or options.renorm or options.zero_debias)
+    if plan.kernels and plain and options.on_nonfinite != "raise" and options.momenta_are_numbers:
+        new = ops.KERNELS.remember(
+            state,
+            measured,
+            options.momentum,
+            options.unbiased_moving_variance,
+            options.on_nonfinite == "propagate",
+        )
+        if new is not None:
+            return {**state, **new}
+    new = remember(ops, options, old, constant(ops, measured), grouped, plan.filled)
     return {**state, **as_given(ops, new, state)}
 
 
 def remember(
-    ops: Any,
-    options: Options,
-    state: Rows,
-    moments: Moments,
-    update: bool | Tensor,
-    grouped: bool,
-    filled: bool,
+    ops: Any, options: Options, state: Rows, moments: Moments, grouped: bool, filled: bool
 ) -> State:
     """What a batch changes in the state.
 
@@ -85,7 +72,6 @@ def remember(
     Shapes: moments `[G, C]`, with `grouped` one row per ghost batch; state and result `[R, C]`.
 
     Args:
-        update: True, or a boolean scalar tensor that decides at run time.
         filled: whether every group is known to have values.
 
     Raises:
@@ -94,13 +80,14 @@ def remember(
     biased, moments = _one_row(ops, options, moments, grouped)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
     finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
-    usable, due = finite & (moments.variance >= 0), update
+    usable: Any = finite & (moments.variance >= 0)
+    seen: Any = True
     if not filled:
         seen = ~ops.equal(moments.count, 0)
-        usable, due = usable & seen, seen & update
+        usable = usable & seen
     if options.on_nonfinite == "raise":
         mean = ops.check(
-            ops.all(finite if due is True else finite | ~due),
+            ops.all(finite if filled else finite | ~seen),
             FloatingPointError,
             f"{options.owner}: the batch must have a finite mean and variance; got NaN or infinity "
             "in at least one channel. Clean the input, or use on_nonfinite='skip' to leave such "
@@ -108,29 +95,15 @@ def remember(
             mean,
         )
     elif options.on_nonfinite == "propagate":
-        usable = filled or seen
-    if usable is not True:
-        usable = ops.known(usable)
+        usable = seen
     new = _averages(ops, options, state, mean, (biased.variance, moments.variance))
-    steps = 1 if update is True else ops.cast(update, "int32")
-    if usable is not True or update is not True:
-        new = {name: ops.where(usable & update, one, state[name]) for name, one in new.items()}
+    if usable is not True:
+        new = {name: ops.where(usable, one, state[name]) for name, one in new.items()}
     if "num_updates" in state:
-        new["num_updates"] = state["num_updates"] + steps
+        new["num_updates"] = state["num_updates"] + 1
     if "skipped_updates" in state and usable is not True:
-        new["skipped_updates"] = state["skipped_updates"] + steps * ops.cast(~usable, "int32")
-    return new
-
-
-def remembered(ops: Any, options: Options, old: Rows, moments: Moments) -> State | None:
-    """What `remember` says of moving averages alone, by one kernel; None where there is none."""
-    grouped = old.view.groups is not None
-    if grouped or options.renorm or options.zero_debias or options.on_nonfinite == "raise":
-        return None
-    propagate = options.on_nonfinite == "propagate"
-    new: State | None = ops.remembered(
-        old.state, moments, options.momentum, options.unbiased_moving_variance, propagate
-    )
+        skipped = state["skipped_updates"]
+        new["skipped_updates"] = skipped + ops.cast(~usable, ops.dtype(skipped))
     return new
 
 

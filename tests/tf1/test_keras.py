@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from batchnorm import tf1
 from batchnorm.keras import BatchNormalizationBase
-from reference import golden_arrays, golden_cases, golden_state
+from recordings import golden_arrays, golden_cases, golden_state
 from tf1_frozen import outputs_elsewhere
 
 pytestmark = pytest.mark.keras

@@ -36,6 +36,21 @@ def as_tensors(value: Any) -> Any:
     return value.value if isinstance(value, keras.Variable) else value
 
 
+def plain(given: Mapping[str, Any]) -> list[Any] | None:
+    """Options in a form that equals another's where they are the same; None where a tensor or what
+    may change in place is among them."""
+    key: list[Any] = []
+    for value in given.values():
+        if isinstance(value, (list, tuple)) and all(isinstance(one, int) for one in value):
+            value = tuple(value)
+        elif isinstance(value, keras.Variable) or not (
+            value is None or isinstance(value, (bool, int, float, str)) or callable(value)
+        ):
+            return None
+        key += [type(value), value]
+    return key
+
+
 def returning_tensors(function: Any) -> Any:
     """A user's function whose returned tuple may hold Keras variables."""
     if not callable(function):

@@ -7,20 +7,23 @@ TensorFlow's own operations, and differentiates through whatever the override do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 
-from batchnorm._arguments import type_of_statistics, view_of
+from batchnorm._arguments import PARAMETERS
 from batchnorm._axes import View, product
-from batchnorm._batch_norm import normalize
-from batchnorm._correction import adjustment, compose, renorm_correction
+from batchnorm._correction import correct
 from batchnorm._moments import Moments, constant
+from batchnorm._open import by_training, open_view
 from batchnorm._options import Options
+from batchnorm._plan import plan
 from batchnorm._rows import Rows, row_of
+from batchnorm._run import run
 from batchnorm._statistics import next_state
 from batchnorm.backends import tensorflow as ops
-from batchnorm.backends.composite import inverse_stddev
+from batchnorm.backends.composite import Case, standardize
 
 Tensor = Any
 # (inputs, reduction axes, whether these stay with size 1, mask) -> mean, variance
@@ -85,38 +88,32 @@ def normalize_with(
     `measure` gets the mask too, and sees ghost batches as the originals laid them out: the inputs
     as `[virtual_batch_size, groups, ...]`, with the groups among what is kept.
     """
-    if training is False:
-        return normalize(options, x, parameters, state, False)
-    update = training if options.update_statistics == "auto" else options.update_statistics
-    dtype = type_of_statistics(ops, x, options.owner)
-    view = view_of(ops, options, x, training, update)
-    old = Rows(ops, view, state, dtype)
-    whole = ops.cast(x, dtype)
-    laid = whole if view.groups is None else ops.reshape(whole, view.split)
-    measured = _measured(measure, options.owner, view, laid, mask)
+    options = replace(options, fused=False)
 
-    correction = renorm_correction(ops, options, old, constant(ops, measured), training)
-    given = adjustment(ops, options, view, whole, dtype, training, training, apart=True)
-    mean, variance = measured.mean, measured.variance
-    if training is not True:
-        mean = ops.where(training, mean, old["moving_mean"])
-        variance = ops.where(training, variance, old["moving_variance"])
-    factor = inverse_stddev(ops, variance, options.epsilon)
-    y = (laid - _spread(view, mean)) * _spread(view, factor)
-    r, d = (_spread(view, one) for one in correction)
-    y = ops.affine(y, r, d, None)
-    y = y if view.groups is None else ops.reshape(y, view.shape)
-    gamma, beta = (
-        None if one is None else view.spread(ops, row_of(ops, view.row_shape, one, dtype))
-        for one in (parameters.get("gamma"), parameters.get("beta"))
-    )
-    y = ops.affine(y, *compose(given.pair, (gamma, beta)), options.activation)
-    y = ops.cast(y, ops.dtype(x))
-    if update is False:
-        return y, dict(state)
-    if update_from is not None:
-        old = Rows(ops, view, update_from, dtype)
-    return y, next_state(ops, options, old, measured, update, False, False)
+    def way(training: bool, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = plan(ops, options, x, training, weighted=False)
+        if not chosen.batch:
+            return run(ops, chosen, x, parameters, state)
+        view = chosen.view or open_view(ops, chosen, x)
+        wide = ops.cast(x, chosen.dtype)
+        measured = _measured(measure, options.owner, view, view.apart(ops, wide), mask)
+        old = Rows(ops, view, state, chosen.dtype)
+        gamma, beta = (
+            row_of(ops, view.row_shape, parameters.get(name), chosen.dtype) for name in PARAMETERS
+        )
+        by = correct(ops, chosen, view, wide, old, (gamma, beta), constant(ops, measured))
+        case = Case(view, None, options.epsilon, by.activation)
+        y = standardize(ops, wide, case, measured, by.scale, by.offset)
+        y = ops.cast(y if by.after is None else by.after(y), ops.dtype(x))
+        if not chosen.update:
+            return y, dict(state)
+        return y, next_state(
+            ops, chosen, old if update_from is None else old.of(update_from), measured
+        )
+
+    if isinstance(training, bool):
+        return way(training, x)
+    return by_training(ops, options, x, training, way)
 
 
 def _measured(measure: Measure, owner: str, view: View, laid: Tensor, mask: Any) -> Moments:
@@ -145,11 +142,3 @@ def _measured(measure: Measure, owner: str, view: View, laid: Tensor, mask: Any)
     mean, variance = (tf.reshape(one, rows) for one in (mean, variance))
     count = tf.fill((rows[0], 1), tf.cast(view.values_per_group, mean.dtype))
     return Moments(mean, tf.zeros_like(mean), variance, count)
-
-
-def _spread(view: View, row: Tensor | None) -> Tensor | None:
-    """`[G or R, C]` in a shape that broadcasts against the inputs as they were measured."""
-    if row is None:
-        return None
-    features = [size if i in view.axes else 1 for i, size in enumerate(view.shape)]
-    return tf.reshape(row, features if view.groups is None else [1, -1, *features[1:]])
