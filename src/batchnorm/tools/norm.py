@@ -16,7 +16,7 @@ from batchnorm import _axes
 from batchnorm._moments import Moments
 from batchnorm._weights import combined_weights
 from batchnorm.backends import backend_of
-from batchnorm.backends.composite import statistics_dtype
+from batchnorm.backends.composite import Case, statistics_dtype
 
 Array = np.ndarray
 
@@ -220,11 +220,9 @@ class Norm:
         view = _axes.view(ops.shape(x), self.axes(len(ops.shape(x))))
         dtype = statistics_dtype(ops.dtype(x))
         weights = combined_weights(ops, self.owner, view, x, dtype, mask, batch_weights)
-        fused = ops.why_not(x) is None
-        values = view.apply(ops, x)
-        if not fused:
-            values = ops.cast(values, dtype)
-        mean, remainder, variance, count = ops.moments(values, view.canonical, weights, fused)
+        steps = ops.COMPOSITE if ops.why_not(x) else ops.KERNELS
+        case = Case(view, weights, 0.0, None)
+        mean, remainder, variance, count = steps.moments(steps.wide(x), case)
         flat = (1, view.features)
         count = ops.broadcast_to(count, (ops.shape(mean)[0], 1))[:1]  # the same for every channel
         mean, remainder, variance = (ops.reshape(v, flat) for v in (mean, remainder, variance))
