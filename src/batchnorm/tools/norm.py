@@ -90,6 +90,14 @@ class Norm:
         """Gamma and beta; None for the one that the layer has not."""
         raise NotImplementedError
 
+    def affine(self) -> tuple[Array, Array]:
+        """a and b of y = a * x + b: what the layer is in inference."""
+        mean, variance = self.host_statistics()
+        gamma, beta = self.host_parameters()
+        with np.errstate(all="ignore"):
+            a = (1.0 if gamma is None else gamma) / np.sqrt(variance + self.epsilon)
+            return a, (0.0 if beta is None else beta) - mean * a
+
     def host_memory(self) -> dict[str, Array]:
         """Everything that is remembered of each channel, by name."""
         mean, variance = self.host_statistics()
