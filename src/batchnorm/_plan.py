@@ -116,11 +116,11 @@ def plan(ops: Any, options: Options, x: Tensor, training: bool, weighted: bool) 
     if traced:  # once: nothing to gain, and compilers stumble over what is kept
         return _made(ops, options, shape, *known)
     kept = options.plans
-    found: Plan | None = kept.get((shape, known))
+    found: Plan | None = kept.get((ops, shape, known))
     if found is None:
         if len(kept) >= KEPT:
             kept.clear()
-        found = kept[shape, known] = _made(ops, options, shape, *known)
+        found = kept[ops, shape, known] = _made(ops, options, shape, *known)
     return found
 
 

@@ -14,18 +14,12 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm._moments import Moments
+from batchnorm._plan import Plan
 from batchnorm._weights import combined_weights
 from batchnorm.backends import backend_of
 from batchnorm.backends.composite import Case, statistics_dtype
 
 Array = np.ndarray
-
-
-def decide(statistics: str, update_statistics: bool | str, live: bool) -> tuple[bool, bool]:
-    """Whether the batch normalizes, and whether anything is remembered; live: trains, and may."""
-    batch = live if statistics == "auto" else statistics == "batch"
-    update = live if update_statistics == "auto" else bool(update_statistics)
-    return batch, update
 
 
 def said_trained(scale: bool, center: bool, trains: bool) -> str:
@@ -160,6 +154,10 @@ class Norm:
     def frozen(self) -> Frozen | None:
         """Why training leaves the statistics alone; None where it does not."""
         raise NotImplementedError
+
+    def last_plan(self) -> Plan | None:
+        """How its last eager call was computed, where that is known."""
+        return None
 
     def path(self) -> tuple[str, str | None]:
         """What runs, and why not our fused kernels."""

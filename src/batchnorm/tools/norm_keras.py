@@ -11,8 +11,9 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm._moments import Moments
+from batchnorm._plan import Plan, decide
 from batchnorm.backends import why_not
-from batchnorm.tools.norm import Array, Frozen, Norm, decide, said_trained
+from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
 
 SETTLED = 1e-8  # what may be left of a zero-debiased average's start
 _CONSTANTS = {"Zeros": 0.0, "Ones": 1.0}
@@ -191,6 +192,10 @@ class OwnNorm(KerasNorm):
         super().__init__(layer, name)
         self._options = layer._options()  # as the layer itself reads them: V1 has its own view
         self.unbiased = self._options.unbiased_moving_variance
+
+    def last_plan(self) -> Plan | None:
+        plans = list(self._options.plans.values())
+        return plans[-1] if plans else None
 
     def _agreeing(self, mean: Array, variance: Array) -> dict[str, Array]:
         values = super()._agreeing(mean, variance)
