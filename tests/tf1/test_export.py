@@ -7,9 +7,9 @@ import subprocess
 import numpy as np
 import pytest
 import tensorflow as tf
-from frozen_graphs import outputs_elsewhere
 
 from batchnorm import tf1
+from tf1_frozen import outputs_elsewhere
 
 v1 = tf.compat.v1
 RNG = np.random.default_rng(6)

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from frozen_graphs import outputs_elsewhere
 
 from batchnorm import tf1
 from batchnorm.keras import BatchNormalizationBase
 from recordings import golden_arrays, golden_cases, golden_state
+from tf1_frozen import outputs_elsewhere
 
 pytestmark = pytest.mark.keras
 v1 = tf.compat.v1

@@ -102,7 +102,7 @@ def test_explain_prints_the_plan_of_the_last_call():
     model = module()
     assert "Plan(" not in batchnorm.explain(model)
     model(torch.as_tensor(X))
-    assert "Its last call was computed by Plan(way='at once', batch=True, update=True, " in (
+    assert "Its last call followed Plan(way='at once', batch=True, update=True, " in (
         batchnorm.explain(model)
     )
 

@@ -31,7 +31,7 @@ def sentences(norm: Norm) -> str:
     if reason:
         words.append(f"Not on our fused kernels: {reason}")
     if (plan := norm.last_plan()) is not None:
-        words.append(f"Its last call was computed by {plan}.")
+        words.append(f"Its last call followed {plan!r}.")
     return " ".join([*words, *_counted(norm)])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm._moments import Moments
+from batchnorm._plan import Plan
 from batchnorm._weights import combined_weights
 from batchnorm.backends import backend_of
 from batchnorm.backends.composite import Case, statistics_dtype
@@ -180,7 +181,7 @@ class Norm:
         """The outputs of the layer's own call as in training."""
         raise NotImplementedError
 
-    def last_plan(self) -> str | None:
+    def last_plan(self) -> Plan | None:
         """How the core computed its last call, where that is kept."""
         return None
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm._moments import Moments
-from batchnorm._plan import decide
+from batchnorm._plan import Plan, decide
 from batchnorm.backends import why_not
 from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
 
@@ -191,8 +191,8 @@ class OwnNorm(KerasNorm):
         kind: bool | str = self.layer.zero_debias
         return kind
 
-    def last_plan(self) -> str | None:
-        return next(map(repr, reversed(self._options.plans.values())), None)
+    def last_plan(self) -> Plan | None:
+        return next(reversed(self._options.plans.values()), None)
 
     def frozen(self) -> Frozen | None:
         if self.decides(True)[1]:

@@ -8,7 +8,7 @@ from typing import Any, Tuple  # noqa: UP035  # TorchScript reads the annotation
 import numpy as np
 import torch
 
-from batchnorm._plan import decide
+from batchnorm._plan import Plan, decide
 from batchnorm.backends import why_not
 from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
 
@@ -286,9 +286,9 @@ class OwnTorchNorm(TorchNorm):
         layer = self.layer
         return self.renorm() or layer.adjustment is not None or self.group_size() is not None
 
-    def last_plan(self) -> str | None:
+    def last_plan(self) -> Plan | None:
         kept = [plan for one in self.layer._plans.values() for plan in one.plans.values()]
-        return repr(kept[-1]) if kept else None
+        return kept[-1] if kept else None
 
     def frozen(self) -> Frozen | None:
         if self.decides(True)[1]:
