@@ -6,24 +6,15 @@ Nothing here is fast, and arguments are hardly checked.
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-GOLDEN = Path(__file__).parent / "golden"
 COUNTERS = ("num_updates", "skipped_updates")
 PARAMETERS = (("gamma", 1.0), ("beta", 0.0))
-RENAMED = {  # contrib's names
-    "decay": "momentum",
-    "renorm_decay": "renorm_momentum",
-    "zero_debias_moving_mean": "zero_debias",
-}
 
 
 @dataclass(frozen=True)
@@ -372,61 +363,3 @@ def tabnet(x, gamma, beta, mean, variance, size=128, epsilon=1e-5, share=0.02):
         mean = (1 - share) * mean + share * chunk.mean(0)
         variance = (1 - share) * variance + share * chunk.var(0, ddof=1)
     return np.concatenate(y), mean, variance
-
-
-# Recordings of the originals: see golden/README.md.
-
-
-@functools.cache
-def _recordings():
-    with np.load(GOLDEN / "golden.npz") as arrays:
-        return json.loads((GOLDEN / "golden.json").read_text())["cases"], dict(arrays)
-
-
-def golden_cases(*surfaces: str) -> list[dict[str, Any]]:
-    """The records of these surfaces, or of all."""
-    return [case for case in _recordings()[0] if not surfaces or case["surface"] in surfaces]
-
-
-def golden_arrays(case: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of one record, by their name in it."""
-    return {name: _recordings()[1][f"{case['name']}/{name}"] for name in case["arrays"]}
-
-
-def _golden_axis(case):
-    return case["kw"].get("axis", 1 if case["kw"].get("data_format") == "NCHW" else -1)
-
-
-def golden_state(case: dict[str, Any], step: int) -> dict[str, np.ndarray]:
-    """The recorded state after so many steps, with our names and shapes."""
-    shape, state = Layout(case["shape"], _golden_axis(case)).vector_shape, {}
-    for key, rows in golden_arrays(case).items():
-        if key.startswith("state/"):
-            name = key.removeprefix("state/").replace("biased", "biased_mean")
-            row = rows[step].astype(np.float64)
-            state[name] = row.reshape(shape) if row.ndim else np.full(shape, row)
-    return state
-
-
-def resolve_golden(case: dict[str, Any]):
-    """(options of `batch_norm` in training, parameters, initial state) for a recording.
-
-    Two replicas and activations are the caller's business.
-    """
-    kw, arrays = case["kw"], golden_arrays(case)
-    shape = Layout(case["shape"], _golden_axis(case)).vector_shape
-    options: dict[str, Any] = {"training": bool(case["training"]), "axis": _golden_axis(case)}
-    for name, value in kw.items():
-        name = RENAMED.get(name, name)
-        if name in Options.__dataclass_fields__:
-            options[name] = value
-    options["unbiased_moving_variance"] = case["fused"]
-    if not kw.get("trainable", True):
-        inference = case["surface"] in ("keras_v2", "keras_sync")
-        options["statistics"] = "moving" if inference else "batch"
-        options["update_statistics"] = False
-    options.update({name: arrays[name] for name in ("mask", "batch_weights") if name in arrays})
-    if "adj_scale" in arrays:
-        options["adjustment"] = lambda shape: (arrays["adj_scale"], arrays["adj_bias"])
-    parameters = {name: arrays[name].reshape(shape) for name, _ in PARAMETERS if name in arrays}
-    return options, parameters, golden_state(case, 0)

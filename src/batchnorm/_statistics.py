@@ -107,9 +107,10 @@ def remember(
         new = {name: ops.where(some, one, state[name]) for name, one in new.items()}
     if "num_updates" in state:
         new["num_updates"] = state["num_updates"] + (ops.shape(mean)[0] if in_turn else 1)
-    if "skipped_updates" in state and skipped is not None:
-        skipped = ops.sum(skipped, 0) if in_turn else skipped
-        new["skipped_updates"] = state["skipped_updates"] + skipped
+    if "skipped_updates" in state and usable is not True:
+        old = state["skipped_updates"]
+        skipped = ops.cast(~usable, ops.dtype(old))
+        new["skipped_updates"] = old + (ops.sum(skipped, 0) if in_turn else skipped)
     return new
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from batchnorm import keras as ours
-from batchnorm.keras import base
+from batchnorm.keras import base, keywords
 
 pytestmark = pytest.mark.keras
 
@@ -24,6 +24,16 @@ def raises(error, message):
 def defaults(layer):
     parameters = inspect.signature(layer.__init__).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
+def test_type_checkers_know_every_keyword_of_each_layer():
+    def known(layer, rest):
+        named = set(inspect.signature(layer.__init__).parameters) - {"self", "args", "kwargs"}
+        return named | set(rest.__annotations__)
+
+    every = known(ours.BatchNormalizationBase, keywords.LayerKeywords)
+    assert known(ours.BatchNormalization, keywords.Keywords) == every
+    assert known(ours.SyncBatchNormalization, keywords.SyncKeywords) == every - {"synchronized"}
 
 
 def test_new_arguments_are_keyword_only():

@@ -22,7 +22,7 @@ PROTOCOL = (
     # who is calling, and where
     "UNAVAILABLE", "recomputing", "traced", "why_not",
     # replicas
-    "aligned", "all_gather", "replicas",
+    "aligned", "all_gather", "find_replicas",
     # array operations; `sum` and `wide_sum` keep the dimensions
     "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
     "indices", "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin",

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
@@ -15,8 +15,10 @@ from batchnorm._arguments import resolve_training
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
 from batchnorm._statistics import state_names
+from batchnorm._types import GhostOrder, OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
 from batchnorm.backends import backend_of, why_not
 from batchnorm.keras import variables
+from batchnorm.keras.keywords import LayerKeywords
 from batchnorm.keras.options import (
     SAVED,
     arguments,
@@ -26,9 +28,6 @@ from batchnorm.keras.options import (
     returning_tensors,
 )
 from batchnorm.keras.recomputing import States
-
-# What `keras.layers.Layer` takes besides the arguments that are named here.
-_LAYER_KEYWORDS = {"activity_regularizer", "autocast", "dtype", "input_dim", "input_shape"}
 
 
 @keras.saving.register_keras_serializable(package="batchnorm")
@@ -106,16 +105,16 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         synchronized: Any = False,
         unbiased_moving_variance: bool = False,
         pooled_moving_variance: bool = False,
-        statistics: str = "auto",
-        update_statistics: bool | str = "auto",
-        on_nonfinite: str = "skip",
-        zero_debias: bool | str = False,
+        statistics: Statistics = "auto",
+        update_statistics: UpdateStatistics = "auto",
+        on_nonfinite: OnNonfinite = "skip",
+        zero_debias: ZeroDebias = False,
         train_parameters: bool = True,
         activation: Any = None,
-        ghost_order: str = "strided",
-        **kwargs: Any,
+        ghost_order: GhostOrder = "strided",
+        **kwargs: Unpack[LayerKeywords],
     ) -> None:
-        if unknown := sorted(set(kwargs) - _LAYER_KEYWORDS):
+        if unknown := sorted(set(kwargs) - set(LayerKeywords.__annotations__)):
             raise TypeError(
                 f"{type(self).__name__}: the keyword arguments must be known ones; got {unknown}."
             )
