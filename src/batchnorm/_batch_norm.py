@@ -25,7 +25,7 @@ from batchnorm._plan import Plan, plan, statistics_type
 from batchnorm._rows import Rows, State, row_of
 from batchnorm._statistics import initial_value, next_state, state_names
 from batchnorm._weights import combined_weights
-from batchnorm.backends import backend_of
+from batchnorm.backends import backend_of, recorder_of
 from batchnorm.backends.composite import Case
 
 Tensor = Any
@@ -120,7 +120,15 @@ def batch_norm(
     References: Ioffe & Szegedy 2015, algorithms 1 and 2; Ioffe 2017, algorithm 1 (renorm);
     Hoffer, Hubara & Soudry 2017, algorithm 1 (ghost batches).
     """
-    ops = backend_of(x)
+    try:
+        ops = backend_of(x)
+    except TypeError:
+        arguments = locals()
+        record = recorder_of(x)
+        if record is None:
+            raise
+        recorded: tuple[Tensor, State] = record(batch_norm, arguments)
+        return recorded
     options = _options(
         ops.traced(x),
         axis,

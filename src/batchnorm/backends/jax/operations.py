@@ -26,6 +26,7 @@ broadcast_to = jnp.broadcast_to
 per_channel = broadcast_to  # see `batchnorm.backends`
 concatenate = jnp.concatenate
 stop_gradient = jax.lax.stop_gradient
+relu = jax.nn.relu
 
 
 def is_tensor(value: Any) -> bool:
