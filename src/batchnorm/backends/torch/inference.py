@@ -32,9 +32,11 @@ def infer(
         and x.dtype is mean.dtype  # ONNX has no types beside each other before opset 15
         and epsilon >= SMALLEST
     ):
-        mean, variance = mean.reshape(-1), variance.reshape(-1)
-        given = (None if one is None else one.reshape(-1) for one in (scale, offset))
-        return torch.nn.functional.batch_norm(x, mean, variance, *given, False, 0.0, epsilon)
+        vectors = (
+            None if one is None else operations.reshape(one, (view.shape[1],))
+            for one in (mean, variance, scale, offset)
+        )
+        return torch.nn.functional.batch_norm(x, *vectors, False, 0.0, epsilon)
     factor = view.spread(operations, factor_of(operations, variance, scale, epsilon))
     # PyTorch promotes 16 bits by itself; what reads an export may not
     wide = operations.cast(x, operations.dtype(mean)) if exporting() else x
