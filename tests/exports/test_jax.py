@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ def layer(name: str, x: Any) -> Any:
         parameters["beta"] = vectors["beta"]
     state = {key: vectors[key] for key in ("moving_mean", "moving_variance")}
     if case.options.get("renorm"):
-        state |= {key: state["moving_mean"] for key in ("renorm_mean", "renorm_stddev")}
+        state |= dict.fromkeys(("renorm_mean", "renorm_stddev"), state["moving_mean"])
         state |= {"moving_stddev": state["moving_mean"]}
     x = x.astype(case.dtype)
     y, _ = batchnorm.batch_norm(x, parameters, state, axis=case.axis, **case.options)
@@ -52,9 +51,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
         {name: case.inputs(LOADED) for name, case in zip(NAMES, CASES.values(), strict=True)},
     )
     (batch,) = jax.export.symbolic_shape("batch")
-    shapes = [
-        jax.ShapeDtypeStruct((batch, *case.sizes), jnp.float32) for case in CASES.values()
-    ]
+    shapes = [jax.ShapeDtypeStruct((batch, *case.sizes), jnp.float32) for case in CASES.values()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = jax.export.export(jax.jit(everything))(*shapes).serialize()

@@ -37,7 +37,7 @@ def layer(name: str, x: Any) -> Any:
         parameters["beta"] = vectors["beta"]
     state = {key: vectors[key] for key in ("moving_mean", "moving_variance")}
     if case.options.get("renorm"):
-        state |= {key: state["moving_mean"] for key in ("renorm_mean", "renorm_stddev")}
+        state |= dict.fromkeys(("renorm_mean", "renorm_stddev"), state["moving_mean"])
         state |= {"moving_stddev": state["moving_mean"]}
     x = tf.cast(x, case.dtype)
     y, _ = batchnorm.batch_norm(x, parameters, state, axis=case.axis, **case.options)

@@ -11,13 +11,18 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Program = Callable[[dict[str, np.ndarray]], list[Any]]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """output_0, output_1, ..., output_10."""
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def saved_model(path: Path) -> Program:
@@ -29,7 +34,7 @@ def saved_model(path: Path) -> Program:
     def program(inputs: dict[str, np.ndarray]) -> list[Any]:
         wanted = serve.structured_input_signature[1]
         outputs = serve(**{name: tf.constant(inputs[name]) for name in wanted})
-        return [outputs[name].numpy() for name in sorted(outputs)]
+        return [outputs[name].numpy() for name in in_order(outputs)]
 
     program.keeps = loaded  # type: ignore[attr-defined]
     return program
@@ -43,7 +48,7 @@ def tflite(path: Path) -> Program:
 
     def program(inputs: dict[str, np.ndarray]) -> list[Any]:
         outputs = runner(**{name: inputs[name] for name in runner.get_input_details()})
-        return [outputs[name] for name in sorted(outputs)]
+        return [outputs[name] for name in in_order(outputs)]
 
     return program
 
@@ -58,7 +63,7 @@ def frozen(path: Path) -> Program:
         with tf.Graph().as_default() as graph, v1.Session() as session:
             tf.import_graph_def(definition, name="")
             names = [one.name for one in graph.get_operations()]
-            outputs = sorted(one for one in names if one.startswith("output_"))
+            outputs = in_order(one for one in names if one.startswith("output_"))
             fed = {f"{name}:0": inputs[name] for name in names if name in inputs}
             return session.run([f"{one}:0" for one in outputs], fed)
 

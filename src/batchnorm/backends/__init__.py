@@ -26,8 +26,8 @@ PROTOCOL = (
     # array operations; `sum` and `wide_sum` keep the dimensions
     "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
     "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin", "relu",
-    "reshape", "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose", "where", "wide_sum",
-    "zeros_like",
+    "reshape", "rsqrt", "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose",
+    "where", "wide_sum", "zeros_like",
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it

@@ -200,9 +200,9 @@ def factor_of(ops: Any, variance: Tensor, scale: Tensor | None, epsilon: float) 
     """scale / sqrt(variance + epsilon), and 0 where that would divide by zero."""
     if epsilon < SMALLEST:
         inverse = inverse_stddev(ops, variance, epsilon)
-        return inverse if scale is None else inverse * scale
-    total = variance + epsilon
-    return (ops.ones_like(total) if scale is None else scale) / ops.sqrt(total)
+    else:
+        inverse = ops.rsqrt(variance + epsilon)
+    return inverse if scale is None else inverse * scale
 
 
 def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:

@@ -23,6 +23,7 @@ zeros_like = tf.zeros_like
 transpose = tf.transpose
 concatenate = tf.concat
 relu = tf.nn.relu
+rsqrt = tf.math.rsqrt
 
 
 def is_tensor(value: Any) -> bool:

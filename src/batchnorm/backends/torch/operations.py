@@ -20,6 +20,7 @@ zeros_like = torch.zeros_like
 transpose = torch.permute
 concatenate = torch.cat
 relu = torch.relu
+rsqrt = torch.rsqrt
 
 
 def is_tensor(value: Any) -> bool:
