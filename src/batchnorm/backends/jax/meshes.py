@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ def explicit(x: Any) -> bool:
     return any(part is not None for part in jax.typeof(x).sharding.spec)
 
 
-def vary(x: Any, axes: frozenset[str]) -> Any:
+def vary(x: Any, axes: Set[str]) -> Any:
     """x as it varies over these axes too."""
     missing = tuple(sorted(axes - varying(x)))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
