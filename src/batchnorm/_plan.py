@@ -110,17 +110,17 @@ def plan(ops: Any, options: Options, x: Tensor, training: bool, weighted: bool) 
     reason = "fused is False." if options.fused is False else ops.why_not(x)
     replicas = None
     if options.synchronized and (batch or update):
-        replicas = ops.replicas(options.synchronized, options.owner)
+        replicas = ops.find_replicas(options.synchronized, options.owner)
     traced = ops.traced(x)
     known = (ops.dtype(x), batch, update, weighted, reason, traced, replicas)
     if traced:  # once: nothing to gain, and compilers stumble over what is kept
         return _made(ops, options, shape, *known)
     kept = options.plans
-    found: Plan | None = kept.get((shape, known))
+    found: Plan | None = kept.get((ops, shape, known))
     if found is None:
         if len(kept) >= KEPT:
             kept.clear()
-        found = kept[shape, known] = _made(ops, options, shape, *known)
+        found = kept[ops, shape, known] = _made(ops, options, shape, *known)
     return found
 
 
@@ -174,7 +174,7 @@ def _made(
         filled=sized and not weighted,
         replicas=replicas,
         vectors=_axes.parameter_shape(shape, axes),
-        needed=state_names(options),
+        needed=(*state_names(options), *(("num_updates",) if options.momentum is None else ())),
         plain=plain,
     )
 
@@ -215,12 +215,22 @@ def view_of(
     size = options.virtual_batch_size
     if size is None or not grouped:
         return _axes.view(shape, axes)
-    samples, message = shape[0], indivisible(ops, options, shape)
+    samples = shape[0]
+    if options.ghost_order == "chunks":
+        return _axes.view(shape, axes, *chunks(ops, samples, size), consecutive=True)
+    message = indivisible(ops, options, shape)
     if ops.is_tensor(samples):
         samples = ops.check(ops.equal(samples % size, 0), ValueError, message, samples)
     elif samples % size:
         raise ValueError(message)
     return _axes.view(shape, axes, size, samples // size)
+
+
+def chunks(ops: Any, samples: Any, size: int) -> tuple[Any, Any]:
+    """Samples in each chunk but the last, and how many chunks; as even as torch.chunk's."""
+    groups = (samples + size - 1) // size
+    groups = ops.maximum(groups, 1) if ops.is_tensor(samples) else max(groups, 1)
+    return (samples + groups - 1) // groups, groups
 
 
 def indivisible(ops: Any, options: Options, shape: tuple[Any, ...]) -> str:

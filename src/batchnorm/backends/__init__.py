@@ -22,12 +22,12 @@ PROTOCOL = (
     # who is calling, and where
     "UNAVAILABLE", "recomputing", "traced", "why_not",
     # replicas
-    "aligned", "all_gather", "replicas",
+    "aligned", "all_gather", "find_replicas",
     # array operations; `sum` and `wide_sum` keep the dimensions
     "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
-    "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin", "reshape",
-    "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose", "where", "wide_sum",
-    "zeros_like",
+    "indices", "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin",
+    "products", "reshape", "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose",
+    "where", "wide_sum", "zeros_like",
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it

@@ -7,7 +7,7 @@ from batchnorm.backends.jax import derivatives, moments, operations
 from batchnorm.backends.jax.operations import *  # noqa: F403
 from batchnorm.backends.jax.place import UNAVAILABLE as UNAVAILABLE
 from batchnorm.backends.jax.place import recomputing, traced, why_not
-from batchnorm.backends.jax.replicas import aligned, all_gather, replicas
+from batchnorm.backends.jax.replicas import aligned, all_gather, find_replicas
 
 COMPOSITE = moments.Steps(operations)
 KERNELS = fused.Steps(operations, derivatives)

@@ -25,7 +25,7 @@ class Replicas(NamedTuple):
         return vary(jax.lax.psum(x, self.axes), varying(x))
 
 
-def replicas(synchronized: Any, owner: str) -> Replicas | None:
+def find_replicas(synchronized: Any, owner: str) -> Replicas | None:
     """The replicas that `synchronized` names; None for one, outside of every mapped axis.
 
     Args:

@@ -7,7 +7,7 @@ from batchnorm.backends.tensorflow import derivatives, operations
 from batchnorm.backends.tensorflow.operations import *  # noqa: F403
 from batchnorm.backends.tensorflow.place import UNAVAILABLE as UNAVAILABLE
 from batchnorm.backends.tensorflow.place import recomputing, traced, why_not
-from batchnorm.backends.tensorflow.replicas import aligned, all_gather, replicas
+from batchnorm.backends.tensorflow.replicas import aligned, all_gather, find_replicas
 
 COMPOSITE = composite.Steps(operations)
 KERNELS = fused.Steps(operations, derivatives)

@@ -116,6 +116,16 @@ def sum(x: tf.Tensor, axes: Any) -> tf.Tensor:
     return tf.reduce_sum(x, axes, keepdims=True)
 
 
+def products(x: tf.Tensor) -> tf.Tensor:
+    """Of each row and all behind it."""
+    return tf.math.cumprod(x, 0, reverse=True)
+
+
+def indices(x: tf.Tensor) -> tf.Tensor:
+    """The numbers of x's rows, `[G, 1]`."""
+    return tf.cast(tf.range(tf.shape(x)[0]), x.dtype)[:, None]
+
+
 def wide_sum(x: tf.Tensor, axes: Any) -> tf.Tensor:
     """In float64: TensorFlow adds rows one after the other, hundreds off after a million."""
     return tf.reduce_sum(tf.cast(x, tf.float64), axes, keepdims=True)
