@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from batchnorm.backends.jax.meshes import explicit
+from batchnorm.backends.jax.meshes import explicit, sharded_alike
 
-where = jnp.where
 sqrt = jnp.sqrt
 add = jnp.add
 multiply = jnp.multiply
@@ -32,6 +31,10 @@ rsqrt = jax.lax.rsqrt
 
 def is_tensor(value: Any) -> bool:
     return isinstance(value, jax.Array)
+
+
+def where(condition: Any, yes: Any, no: Any) -> jax.Array:
+    return jnp.where(*sharded_alike(condition, yes, no))
 
 
 def asarray(value: Any, like: jax.Array) -> jax.Array:
