@@ -23,9 +23,9 @@ PROTOCOL = (
     "UNAVAILABLE", "recomputing", "traced", "why_not",
     # replicas
     "aligned", "all_gather", "replicas",
-    # array operations; `sum` and `wide_sum` keep the dimensions
+    # array operations; sums keep the dimensions, `long_sum` is exact for many
     "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
-    "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin", "reshape",
+    "is_tensor", "isfinite", "long_sum", "maximum", "minimum", "multiply", "ones_like", "pin", "reshape",
     "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose", "where", "wide_sum",
     "zeros_like",
     # what programs decide: a scalar's value, an error, a branch

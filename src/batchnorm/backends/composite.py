@@ -161,6 +161,143 @@ def standardize(
     return y if view.groups is None else ops.reshape(y, view.shape)
 
 
+class Slopes(NamedTuple):
+    """The derivative of `standardize`: of x, and of scale and offset in their shapes or None."""
+
+    x: Tensor
+    scale: Tensor | None
+    offset: Tensor | None
+
+
+def backward(
+    ops: Any,
+    x: Tensor,
+    dy: Tensor,
+    case: Case,
+    used: Moments,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    live: Tensor | None = None,
+    frozen: bool = False,
+    replicas: Any = None,
+) -> Slopes:
+    """The total derivative of `standardize`, the path of x through its moments included.
+
+    Formula, with xh = (x - mean) * k, k = 1 / sqrt(variance + epsilon), weights w of total W:
+        dx = k * scale * (dy - w/W * (sum(dy) + xh * sum(dy * xh)))
+    where the activation passes dy on; with statistics that are `frozen`, and in groups that are not
+    `live`, dx = k * scale * dy. Both sums are over all `replicas`, those of scale and offset are
+    one's own.
+
+    Its own derivative takes `attached` moments in place of constants: exact at every order.
+    """
+    view, weights = case.view, case.weights
+    _, g, _, c, _ = view.canonical
+    rows = (g, c)
+    dtype = statistics_dtype(ops.dtype(x))
+    centered, excluded = _centered(ops, x, case, used)
+    factor = inverse_stddev(ops, used.variance, case.epsilon)
+    slope = factor if scale is None else factor * scale
+    dy = ops.cast(view.apart(ops, dy), dtype)
+    passed = _passed(ops, case, centered, slope, offset)
+    if excluded is not None:
+        passed = ~excluded if passed is None else passed & ~excluded
+    if passed is not None:
+        dy = ops.where(passed, dy, ops.zeros_like(dy))
+    sum_dy, sum_dy_centered = (
+        ops.reshape(ops.long_sum(one, view.reduced), rows) for one in (dy, dy * centered)
+    )
+    sum_dy_xh = sum_dy_centered * factor
+    d_scale = None if scale is None else _like(ops, view, sum_dy_xh, scale)
+    d_offset = None if offset is None else _like(ops, view, sum_dy, offset)
+    if not frozen:
+        if replicas is not None:
+            both = replicas.all_reduce(ops.concatenate((sum_dy, sum_dy_xh), 1))
+            sum_dy, sum_dy_xh = both[:, :c], both[:, c:]
+        count = used.count
+        share = 1.0 / ops.where(ops.equal(count, 0), ops.ones_like(count), count)
+        if live is not None:
+            share = ops.where(live, share, ops.zeros_like(share))
+        mean_dy = view.along(ops, sum_dy * share)
+        through = mean_dy + centered * view.along(ops, sum_dy_xh * factor * share)
+        dy = dy - (through if weights is None else weights * through)
+    dx = ops.cast(dy * view.along(ops, slope), ops.dtype(x))
+    return Slopes(dx if view.groups is None else ops.reshape(dx, view.shape), d_scale, d_offset)
+
+
+def attached(
+    ops: Any, x: Tensor, case: Case, used: Moments, live: Tensor | None = None, replicas: Any = None
+) -> Moments:
+    """The moments `used`, constants, as what they are: functions of x, of any order.
+
+    Formula, with the constant mean M and E_w the weighted average over all replicas:
+        mean = M + E_w[x - M], variance = E_w[(x - mean)^2]
+    Groups that are not `live` have others' moments, which stay constants.
+    """
+    view, weights = case.view, case.weights
+    _, g, _, c, _ = view.canonical
+    used = Moments(*(None if one is None else ops.stop_gradient(one) for one in used))
+    count = ops.where(ops.equal(used.count, 0), ops.ones_like(used.count), used.count)
+    centered, _ = _centered(ops, x, case, used)
+    if weights is not None:  # a value that does not count may be infinite
+        centered = ops.where(ops.equal(weights, 0), ops.zeros_like(centered), centered)
+
+    def average(values: Tensor) -> Tensor:
+        values = values if weights is None else weights * values
+        total = ops.reshape(ops.long_sum(values, view.reduced), (g, c))
+        return (total if replicas is None else replicas.all_reduce(total)) / count
+
+    moved = average(centered)
+    centered = centered - view.along(ops, moved)
+    variance = average(centered * centered)
+    remainder = moved if used.remainder is None else used.remainder + moved
+    if live is not None:
+        constant = ops.zeros_like(remainder) if used.remainder is None else used.remainder
+        remainder = ops.where(live, remainder, constant)
+        variance = ops.where(live, variance, used.variance)
+    return Moments(used.mean, remainder, variance, used.count)
+
+
+def _centered(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor, Tensor | None]:
+    """x - mean in the statistics' type and the shape `split`, and where a value is left out.
+
+    That is where its weight is 0 and it is not finite: there 0 stands for it.
+    """
+    view, weights = case.view, case.weights
+    x = ops.cast(view.apart(ops, x), statistics_dtype(ops.dtype(x)))
+    centered = x - view.along(ops, used.mean)
+    if used.remainder is not None:
+        centered = centered - view.along(ops, used.remainder)
+    if weights is None:
+        return centered, None
+    excluded = ops.equal(weights, 0) & ~ops.isfinite(x)
+    return ops.where(excluded, ops.zeros_like(centered), centered), excluded
+
+
+def _passed(
+    ops: Any, case: Case, centered: Tensor, slope: Tensor, offset: Tensor | None
+) -> Tensor | None:
+    """Where the activation passes a derivative on; None for everywhere."""
+    if case.activation is None:
+        return None
+    y = centered * case.view.along(ops, slope)
+    if offset is not None:
+        y = y + case.view.along(ops, offset)
+    return ~(y <= 0)  # NaN passes
+
+
+def _like(ops: Any, view: Any, total: Tensor, vector: Tensor) -> Tensor:
+    """The gradient `[G, C]` of a vector in its own shape: summed where it serves all groups."""
+    shape = ops.shape(vector)
+    if view.groups is not None and (len(shape) == 1 or _is_one(ops, shape[0])):
+        total = ops.sum(total, 0)
+    return ops.reshape(total, shape)
+
+
+def _is_one(ops: Any, size: Any) -> bool:
+    return not ops.is_tensor(size) and size == 1
+
+
 def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(variance + epsilon), and 0 where that would divide by zero."""
     total = variance + epsilon

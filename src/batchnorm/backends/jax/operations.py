@@ -74,6 +74,7 @@ def sum(x: jax.Array, axes: Any) -> jax.Array:
     return jnp.sum(x, axes, keepdims=True)
 
 
+long_sum = sum
 wide_sum = sum  # no float64 without jax_enable_x64
 
 

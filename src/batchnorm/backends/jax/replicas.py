@@ -20,6 +20,10 @@ class Replicas(NamedTuple):
     axis: str
     number: int
 
+    def all_reduce(self, x: jax.Array) -> jax.Array:
+        """The sum of x over the replicas, and of its derivatives."""
+        return all_reduce(x, self)
+
     def sum_of_zeros(self, x: jax.Array) -> jax.Array:
         """The sum over the replicas of an x that is 0 on each: x, with the sum's derivative."""
         return _sum_of_zeros(self, x)

@@ -20,6 +20,10 @@ class Replicas(NamedTuple):
     number: int
     groups: tf.Tensor | None = None
 
+    def all_reduce(self, x: tf.Tensor) -> tf.Tensor:
+        """The sum of x over the replicas, and of its derivatives."""
+        return all_reduce(x, self)
+
     def sum_of_zeros(self, x: tf.Tensor) -> tf.Tensor:
         """The sum over the replicas of an x that is 0 on each: x, with the sum's derivative."""
 

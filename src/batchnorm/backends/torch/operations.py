@@ -92,6 +92,9 @@ def sum(x: torch.Tensor, axes: Any) -> torch.Tensor:
     return x if axes == () else torch.sum(x, axes, keepdim=True)
 
 
+long_sum = sum  # torch adds in cascades
+
+
 wide_sum = sum  # torch adds in cascades: float32 is close enough for a shift
 
 

@@ -29,6 +29,10 @@ class Replicas(NamedTuple):
     number: int
     groups: int | None = None
 
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of x over the replicas, and of its derivatives."""
+        return all_reduce(x, self)
+
     def sum_of_zeros(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over the processes of an x that is 0 on each: x, with the sum's derivative."""
         return _SumOfZeros.apply(x, self)
