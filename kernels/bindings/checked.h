@@ -3,7 +3,7 @@
 //
 // x is [A, G, B, C, D]; weights are [A', G', B', D'] with each size full or 1, or empty in every dimension for none;
 // vectors are [G, C], count is [G, 1]; an absent vector has no elements. Operands and results are in the order of each
-// function below. An empty string means success.
+// function below; what stands in brackets is there where ADD is, a kernel with a residual. An empty string means success.
 #ifndef BATCHNORM_BINDINGS_CHECKED_H
 #define BATCHNORM_BINDINGS_CHECKED_H
 
@@ -99,70 +99,82 @@ inline std::string moments(const Array* in, const Array* out, const Extra&) {
   return c.run(bn_moments(c.x.type, c.x.dims, c.x.data, w, c.wdims, mean, remainder, variance, count));
 }
 
-// x, weights, mean, remainder, variance, count, scale, offset, live -> y; what only the derivative reads is not looked at
-inline std::string standardize(const Array* in, const Array* out, const Extra& extra) {
+// x, [residual,] weights, mean, remainder, variance, count, scale, offset, live -> y; what only the derivative reads is
+// not looked at
+template <bool ADD> std::string standardize(const Array* in, const Array* out, const Extra& extra) {
   Checked c(in[0]);
+  const void* residual = ADD ? c.like_x(*++in, "residual") : nullptr;
   void* w = c.weights(in[1]);
   void *mean = c.vector(in[2], "mean"), *remainder = c.vector(in[3], "remainder", true);
   void* variance = c.vector(in[4], "variance");
   void *scale = c.vector(in[6], "scale", true), *offset = c.vector(in[7], "offset", true), *y = c.like_x(out[0], "y");
   if (!c.problem.empty()) return c.problem;
-  return c.run(bn_standardize(c.x.type, c.x.dims, c.x.data, w, c.wdims, mean, remainder, variance, extra.epsilon, scale,
-                              offset, (int)extra.activation, y));
+  return c.run(bn_standardize_add(c.x.type, c.x.dims, c.x.data, residual, w, c.wdims, mean, remainder, variance,
+                                  extra.epsilon, scale, offset, (int)extra.activation, y));
 }
 
-// x, weights, scale, offset -> y, mean, remainder, variance, count
-inline std::string forward(const Array* in, const Array* out, const Extra& extra) {
+// x, [residual,] weights, scale, offset -> y, mean, remainder, variance, count
+template <bool ADD> std::string forward(const Array* in, const Array* out, const Extra& extra) {
   Checked c(in[0]);
+  const void* residual = ADD ? c.like_x(*++in, "residual") : nullptr;
   void* w = c.weights(in[1]);
   void *scale = c.vector(in[2], "scale", true), *offset = c.vector(in[3], "offset", true), *y = c.like_x(out[0], "y");
   void *mean = c.vector(out[1], "mean"), *remainder = c.vector(out[2], "remainder");
   void *variance = c.vector(out[3], "variance"), *count = c.vector(out[4], "count", false, true);
   if (!c.problem.empty()) return c.problem;
-  return c.run(bn_forward(c.x.type, c.x.dims, c.x.data, w, c.wdims, extra.epsilon, scale, offset, (int)extra.activation, mean,
-                          remainder, variance, count, y));
+  return c.run(bn_forward_add(c.x.type, c.x.dims, c.x.data, residual, w, c.wdims, extra.epsilon, scale, offset,
+                              (int)extra.activation, mean, remainder, variance, count, y));
 }
 
-// x, dy, weights, mean, remainder, variance, count, scale, offset, live -> dx, sum_dy, sum_dy_xh
-inline std::string backward(const Array* in, const Array* out, const Extra& extra) {
+// x, dy, [y,] weights, mean, remainder, variance, count, scale, offset, live -> dx, [d_residual,] sum_dy, sum_dy_xh
+template <bool ADD> std::string backward(const Array* in, const Array* out, const Extra& extra) {
   Checked c(in[0]);
-  void *dy = c.like_x(in[1], "dy"), *w = c.weights(in[2]);
+  void *dy = c.like_x(in[1], "dy"), *dx = c.like_x(out[0], "dx");
+  const void* y = ADD ? c.like_x((++in)[1], "y") : nullptr;
+  void* d_residual = ADD ? c.like_x(*++out, "d_residual") : nullptr;
+  void* w = c.weights(in[2]);
   void *mean = c.vector(in[3], "mean"), *remainder = c.vector(in[4], "remainder", true);
   void *variance = c.vector(in[5], "variance"), *count = c.vector(in[6], "count", extra.frozen, true);
   void *scale = c.vector(in[7], "scale", true), *offset = c.vector(in[8], "offset", true);
-  void *live = c.vector(in[9], "live", true), *dx = c.like_x(out[0], "dx");
+  void* live = c.vector(in[9], "live", true);
   void *sum_dy = c.vector(out[1], "sum_dy"), *sum_dy_xh = c.vector(out[2], "sum_dy_xh");
   if (!c.problem.empty()) return c.problem;
-  return c.run(bn_backward(c.x.type, c.x.dims, c.x.data, dy, w, c.wdims, count, mean, remainder, variance, extra.epsilon,
-                           scale, offset, (int)extra.activation, live, extra.frozen, sum_dy, sum_dy_xh, dx));
+  return c.run(bn_backward_add(c.x.type, c.x.dims, c.x.data, dy, y, w, c.wdims, count, mean, remainder, variance,
+                               extra.epsilon, scale, offset, (int)extra.activation, live, extra.frozen, sum_dy, sum_dy_xh,
+                               dx, d_residual));
 }
 
-// x, dy, weights, mean, remainder, variance, scale, offset -> sum_dy, sum_dy_xh
-inline std::string backward_sums(const Array* in, const Array* out, const Extra& extra) {
+// x, dy, [y,] weights, mean, remainder, variance, scale, offset -> sum_dy, sum_dy_xh
+template <bool ADD> std::string backward_sums(const Array* in, const Array* out, const Extra& extra) {
   Checked c(in[0]);
-  void *dy = c.like_x(in[1], "dy"), *w = c.weights(in[2]);
+  void* dy = c.like_x(in[1], "dy");
+  const void* y = ADD ? c.like_x((++in)[1], "y") : nullptr;
+  void* w = c.weights(in[2]);
   void *mean = c.vector(in[3], "mean"), *remainder = c.vector(in[4], "remainder", true);
   void* variance = c.vector(in[5], "variance");
   void *scale = c.vector(in[6], "scale", true), *offset = c.vector(in[7], "offset", true);
   void *sum_dy = c.vector(out[0], "sum_dy"), *sum_dy_xh = c.vector(out[1], "sum_dy_xh");
   if (!c.problem.empty()) return c.problem;
-  return c.run(bn_backward_sums(c.x.type, c.x.dims, c.x.data, dy, w, c.wdims, mean, remainder, variance, extra.epsilon, scale,
-                                offset, (int)extra.activation, sum_dy, sum_dy_xh));
+  return c.run(bn_backward_sums_add(c.x.type, c.x.dims, c.x.data, dy, y, w, c.wdims, mean, remainder, variance,
+                                    extra.epsilon, scale, offset, (int)extra.activation, sum_dy, sum_dy_xh));
 }
 
-// x, dy, weights, mean, remainder, variance, count, scale, offset, live, sum_dy, sum_dy_xh -> dx
-inline std::string backward_input(const Array* in, const Array* out, const Extra& extra) {
+// x, dy, [y,] weights, mean, remainder, variance, count, scale, offset, live, sum_dy, sum_dy_xh -> dx[, d_residual]
+template <bool ADD> std::string backward_input(const Array* in, const Array* out, const Extra& extra) {
   Checked c(in[0]);
-  void *dy = c.like_x(in[1], "dy"), *w = c.weights(in[2]);
+  void *dy = c.like_x(in[1], "dy"), *dx = c.like_x(out[0], "dx");
+  const void* y = ADD ? c.like_x((++in)[1], "y") : nullptr;
+  void* d_residual = ADD ? c.like_x(out[1], "d_residual") : nullptr;
+  void* w = c.weights(in[2]);
   void *mean = c.vector(in[3], "mean"), *remainder = c.vector(in[4], "remainder", true);
   void *variance = c.vector(in[5], "variance"), *count = c.vector(in[6], "count", extra.frozen, true);
   void *scale = c.vector(in[7], "scale", true), *offset = c.vector(in[8], "offset", true);
-  void *live = c.vector(in[9], "live", true), *dx = c.like_x(out[0], "dx");
+  void* live = c.vector(in[9], "live", true);
   void *sum_dy = c.vector(in[10], "sum_dy", extra.frozen), *sum_dy_xh = c.vector(in[11], "sum_dy_xh", extra.frozen);
   if (!c.problem.empty()) return c.problem;
-  return c.run(bn_backward_input(c.x.type, c.x.dims, c.x.data, dy, w, c.wdims, count, mean, remainder, variance,
-                                 extra.epsilon, scale, offset, (int)extra.activation, live, extra.frozen, sum_dy, sum_dy_xh,
-                                 dx));
+  return c.run(bn_backward_input_add(c.x.type, c.x.dims, c.x.data, dy, y, w, c.wdims, count, mean, remainder, variance,
+                                     extra.epsilon, scale, offset, (int)extra.activation, live, extra.frozen, sum_dy,
+                                     sum_dy_xh, dx, d_residual));
 }
 
 // mean, remainder, variance, count, moving_mean, moving_variance, skipped -> moving_mean, moving_variance, skipped.

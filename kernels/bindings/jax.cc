@@ -89,7 +89,7 @@ struct Frame {
   Attributes attributes;
 };
 
-constexpr int kInvalidArgument = 3, kScalar = 3, kMost = 12;
+constexpr int kInvalidArgument = 3, kScalar = 3, kMost = 13;
 
 int type_code(int xla_type) {
   switch (xla_type) {
@@ -162,7 +162,7 @@ void* handle(const Frame* frame, int arguments, int results, int big_arguments, 
   Array in[kMost], out[kMost];
   gather(frame->arguments, in);
   gather(frame->results, out);
-  int64_t present = 31, dims[3][5];
+  int64_t present = 31, dims[5][5];
   const Extra extra = extra_of(frame->attributes, &present);
   for (int i = 0; i < big_arguments + big_results; ++i)
     if (!restore(i < big_arguments ? in[i] : out[i - big_arguments], present, dims[i]))
@@ -179,9 +179,14 @@ void* handle(const Frame* frame, int arguments, int results, int big_arguments, 
 
 extern "C" {
 BN_API void* batchnorm_moments(Frame* frame) { return handle(frame, 2, 4, 1, 0, batchnorm::moments); }
-BN_API void* batchnorm_standardize(Frame* frame) { return handle(frame, 9, 1, 1, 1, batchnorm::standardize); }
-BN_API void* batchnorm_forward(Frame* frame) { return handle(frame, 4, 5, 1, 1, batchnorm::forward); }
-BN_API void* batchnorm_backward(Frame* frame) { return handle(frame, 10, 3, 2, 1, batchnorm::backward); }
-BN_API void* batchnorm_backward_sums(Frame* frame) { return handle(frame, 8, 2, 2, 0, batchnorm::backward_sums); }
-BN_API void* batchnorm_backward_input(Frame* frame) { return handle(frame, 12, 1, 2, 1, batchnorm::backward_input); }
+BN_API void* batchnorm_standardize(Frame* frame) { return handle(frame, 9, 1, 1, 1, batchnorm::standardize<false>); }
+BN_API void* batchnorm_forward(Frame* frame) { return handle(frame, 4, 5, 1, 1, batchnorm::forward<false>); }
+BN_API void* batchnorm_backward(Frame* frame) { return handle(frame, 10, 3, 2, 1, batchnorm::backward<false>); }
+BN_API void* batchnorm_backward_sums(Frame* frame) { return handle(frame, 8, 2, 2, 0, batchnorm::backward_sums<false>); }
+BN_API void* batchnorm_backward_input(Frame* frame) { return handle(frame, 12, 1, 2, 1, batchnorm::backward_input<false>); }
+BN_API void* batchnorm_standardize_add(Frame* frame) { return handle(frame, 10, 1, 2, 1, batchnorm::standardize<true>); }
+BN_API void* batchnorm_forward_add(Frame* frame) { return handle(frame, 5, 5, 2, 1, batchnorm::forward<true>); }
+BN_API void* batchnorm_backward_add(Frame* frame) { return handle(frame, 11, 4, 3, 2, batchnorm::backward<true>); }
+BN_API void* batchnorm_backward_sums_add(Frame* frame) { return handle(frame, 9, 2, 3, 0, batchnorm::backward_sums<true>); }
+BN_API void* batchnorm_backward_input_add(Frame* frame) { return handle(frame, 13, 2, 3, 2, batchnorm::backward_input<true>); }
 }

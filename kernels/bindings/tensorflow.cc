@@ -61,7 +61,7 @@ using batchnorm::Array;
 using batchnorm::Extra;
 
 constexpr int kFloat = 1, kDouble = 2, kInt32 = 3, kBfloat16 = 14, kHalf = 19, kInvalidArgument = 3;
-constexpr int kMost = 13, kMostDims = 8;  // operands of one op, and dimensions of one
+constexpr int kMost = 14, kMostDims = 8;  // operands of one op, and dimensions of one
 
 int type_code(int tensorflow_type) {
   switch (tensorflow_type) {
@@ -232,7 +232,7 @@ void destroy(void* extra) { delete (Extra*)extra; }
 struct Definition {
   const char* name;
   const int* types;               // of T, up to a 0
-  const char* inputs[kMost + 1];  // names; x and dy have type T, the others U
+  const char* inputs[kMost + 1];  // names; what is like x has type T, the others U
   const char* outputs[6];
   const Attribute* attributes[3];
   void (*shape)(TF_ShapeInferenceContext*, TF_Status*);
@@ -249,24 +249,47 @@ const Definition kDefinitions[] = {
      {"x: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "epsilon: double"},
      {"y: T"}, {&kActivation, &kFrozen}, shapes<1, 0, 0>, create<&kActivation, &kFrozen>,
-     compute<10, 1, 0, 0, batchnorm::standardize>},
+     compute<10, 1, 0, 0, batchnorm::standardize<false>>},
     {"BatchnormForward", kElements, {"x: T", "weights: U", "scale: U", "offset: U", "epsilon: double"},
      {"y: T", "mean: U", "remainder: U", "variance: U", "count: U"}, {&kActivation}, shapes<1, 3, 1>, create<&kActivation>,
-     compute<5, 1, 3, 1, batchnorm::forward>},
+     compute<5, 1, 3, 1, batchnorm::forward<false>>},
     {"BatchnormBackward", kElements,
      {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "epsilon: double"},
      {"dx: T", "sum_dy: U", "sum_dy_xh: U"}, {&kActivation, &kFrozen}, shapes<1, 2, 0>, create<&kActivation, &kFrozen>,
-     compute<11, 1, 2, 0, batchnorm::backward>},
+     compute<11, 1, 2, 0, batchnorm::backward<false>>},
     {"BatchnormBackwardSums", kElements,
      {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "scale: U", "offset: U", "epsilon: double"},
      {"sum_dy: U", "sum_dy_xh: U"}, {&kActivation}, shapes<0, 2, 0>, create<&kActivation>,
-     compute<9, 0, 2, 0, batchnorm::backward_sums>},
+     compute<9, 0, 2, 0, batchnorm::backward_sums<false>>},
     {"BatchnormBackwardInput", kElements,
      {"x: T", "dy: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U", "live: U",
       "sum_dy: U", "sum_dy_xh: U", "epsilon: double"},
      {"dx: T"}, {&kActivation}, shapes<1, 0, 0>, create<&kActivation>,
-     compute<13, 1, 0, 0, batchnorm::backward_input>},
+     compute<13, 1, 0, 0, batchnorm::backward_input<false>>},
+    {"BatchnormStandardizeAdd", kElements,
+     {"x: T", "residual: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U",
+      "live: U", "epsilon: double"},
+     {"y: T"}, {&kActivation, &kFrozen}, shapes<1, 0, 0>, create<&kActivation, &kFrozen>,
+     compute<11, 1, 0, 0, batchnorm::standardize<true>>},
+    {"BatchnormForwardAdd", kElements, {"x: T", "residual: T", "weights: U", "scale: U", "offset: U", "epsilon: double"},
+     {"y: T", "mean: U", "remainder: U", "variance: U", "count: U"}, {&kActivation}, shapes<1, 3, 1>, create<&kActivation>,
+     compute<6, 1, 3, 1, batchnorm::forward<true>>},
+    {"BatchnormBackwardAdd", kElements,
+     {"x: T", "dy: T", "y: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U",
+      "live: U", "epsilon: double"},
+     {"dx: T", "d_residual: T", "sum_dy: U", "sum_dy_xh: U"}, {&kActivation, &kFrozen}, shapes<2, 2, 0>,
+     create<&kActivation, &kFrozen>, compute<12, 2, 2, 0, batchnorm::backward<true>>},
+    {"BatchnormBackwardSumsAdd", kElements,
+     {"x: T", "dy: T", "y: T", "weights: U", "mean: U", "remainder: U", "variance: U", "scale: U", "offset: U",
+      "epsilon: double"},
+     {"sum_dy: U", "sum_dy_xh: U"}, {&kActivation}, shapes<0, 2, 0>, create<&kActivation>,
+     compute<10, 0, 2, 0, batchnorm::backward_sums<true>>},
+    {"BatchnormBackwardInputAdd", kElements,
+     {"x: T", "dy: T", "y: T", "weights: U", "mean: U", "remainder: U", "variance: U", "count: U", "scale: U", "offset: U",
+      "live: U", "sum_dy: U", "sum_dy_xh: U", "epsilon: double"},
+     {"dx: T", "d_residual: T"}, {&kActivation}, shapes<2, 0, 0>, create<&kActivation>,
+     compute<14, 2, 0, 0, batchnorm::backward_input<true>>},
     {"BatchnormRemember", kStatistics,
      {"mean: T", "remainder: T", "variance: T", "count: T", "moving_mean: T", "moving_variance: T", "skipped_updates: int32",
       "num_updates: int32", "momentum: double"},

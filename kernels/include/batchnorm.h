@@ -6,7 +6,8 @@
  *           float for the others. Every per-channel vector is S[G*C]; count is S[G].
  * Weights.  w is NULL, or S[A', G', B', D'] (wdims[0..3]) where each size is the full one or 1. An element whose weight
  *           is exactly 0 is excluded: it does not touch the moments, whatever x holds there. It is still normalized;
- *           where its x is not finite, y = offset and dx = 0, and its dy counts nowhere.
+ *           where its x is not finite, y = offset and dx = 0, and its dy counts nowhere. Weights below 0 have no
+ *           moments: bn_moments and bn_forward refuse them.
  * Threads.  Every function may be called from several threads at once and after fork(). Results are bit for bit the
  *           same for any number of threads.
  * In place. An output may be the same pointer as an input of equal type (y = x, dx = dy, dx = x); else no overlap.
@@ -30,7 +31,8 @@ extern "C" {
 
 enum bn_dtype { BN_FLOAT32 = 0, BN_FLOAT64 = 1, BN_FLOAT16 = 2, BN_BFLOAT16 = 3 };
 enum bn_activation { BN_NONE = 0, BN_RELU = 1 };
-enum bn_code { BN_OK = 0, BN_BAD_DTYPE = 1, BN_BAD_SIZE = 2, BN_NULL = 3, BN_BAD_WEIGHTS = 4, BN_NO_MEMORY = 5, BN_BAD_ACTIVATION = 6 };
+enum bn_code { BN_OK = 0, BN_BAD_DTYPE = 1, BN_BAD_SIZE = 2, BN_NULL = 3, BN_BAD_WEIGHTS = 4, BN_NO_MEMORY = 5, BN_BAD_ACTIVATION = 6,
+               BN_NEGATIVE_WEIGHT = 7 };
 
 /* mean + remainder (an unevaluated sum, so that float32 holds a mean far from 0), variance = sum(w (x - mean)^2) / count,
  * count = sum(w), or A*B*D without weights. A group whose count is 0 has mean = remainder = variance = 0.
@@ -71,6 +73,30 @@ BN_API int bn_backward(int dtype, const int64_t dims[5], const void* x, const vo
                        const void* variance, double epsilon, const void* scale, const void* offset, int activation,
                        const void* live, int frozen, void* sum_dy, void* sum_dy_xh, void* dx);
 
+/* A residual: y = activation(standardize(x) + residual), one more array like x in the same passes. Each function below is
+ * the one of its name without `_add`, which is this one with NULL for what is new; residual may be NULL.
+ * y, read for BN_RELU only, is what the forward function returned: dy counts where y > 0. NULL recomputes y from x, as
+ * is right without a residual. d_residual is dy where it counts, excluded elements too; it may be NULL, or dy itself. */
+BN_API int bn_standardize_add(int dtype, const int64_t dims[5], const void* x, const void* residual, const void* w,
+                              const int64_t wdims[4], const void* mean, const void* remainder, const void* variance,
+                              double epsilon, const void* scale, const void* offset, int activation, void* y);
+BN_API int bn_forward_add(int dtype, const int64_t dims[5], const void* x, const void* residual, const void* w,
+                          const int64_t wdims[4], double epsilon, const void* scale, const void* offset, int activation,
+                          void* mean, void* remainder, void* variance, void* count, void* y);
+BN_API int bn_backward_sums_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y,
+                                const void* w, const int64_t wdims[4], const void* mean, const void* remainder,
+                                const void* variance, double epsilon, const void* scale, const void* offset,
+                                int activation, void* sum_dy, void* sum_dy_xh);
+BN_API int bn_backward_input_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y,
+                                 const void* w, const int64_t wdims[4], const void* count, const void* mean,
+                                 const void* remainder, const void* variance, double epsilon, const void* scale,
+                                 const void* offset, int activation, const void* live, int frozen, const void* sum_dy,
+                                 const void* sum_dy_xh, void* dx, void* d_residual);
+BN_API int bn_backward_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y, const void* w,
+                           const int64_t wdims[4], const void* count, const void* mean, const void* remainder,
+                           const void* variance, double epsilon, const void* scale, const void* offset, int activation,
+                           const void* live, int frozen, void* sum_dy, void* sum_dy_xh, void* dx, void* d_residual);
+
 /* The moving averages after a batch whose moments, S[groups * columns] and count S[groups], bn_moments measured:
  *     new = momentum * old + (1 - momentum) * measured, with variance * count / (count - 1) where `unbiased` and count > 1.
  * A channel with count 0, or, unless `propagate`, with a mean or variance that is not finite or a variance below 0, keeps
@@ -94,11 +120,10 @@ BN_API const char* bn_isa(void);
 BN_API void bn_set_threads(int n);
 BN_API int bn_get_threads(void);
 
-/* Runs task(context, i) for every i in [0, n), together where it can, and returns when all are done. NULL restores the
- * library's own threads. Set it before other threads call kernels. */
-typedef void (*bn_task)(void* context, int64_t i);
-typedef void (*bn_executor)(bn_task task, void* context, int64_t n);
-BN_API void bn_set_executor(bn_executor run);
+/* What was learned so far about where to store results, in one sweep or two, and fetching ahead (src/tune.h): a line for
+ * each operation, type, layout, size class and number of threads. Writes at most size - 1 characters and a 0; returns how
+ * many there are. BATCHNORM_TUNE=off, read once, keeps to what the sizes of the caches suggest; results are the same bits. */
+BN_API size_t bn_learned(char* text, size_t size);
 
 /* Borrow the OpenMP team of a libgomp that this process has loaded already: path, or "libgomp.so.1" for NULL.
  * Two spinning teams in one process slow each other down. Returns 1 when borrowed, 0 when there is none. */

@@ -10,7 +10,8 @@ struct Call {
   Plan plan;
   int steps;  // of Step; at most one that reduces and one that applies
   const void *x, *dy;
-  void* out;  // y or dx
+  const void *residual, *y;  // may be NULL: added before the activation; what the activation let through, else recomputed
+  void *out, *d_residual;    // y or dx; dy where the activation let it through, or NULL
   double epsilon;
   bool relu, frozen;
   void *mean, *remainder, *variance;                       // written by kMoments, read otherwise; remainder may be NULL

@@ -2,10 +2,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <chrono>
+#include <initializer_list>
+
 #include "batchnorm.h"
 #include "call.h"
 #include "pool.h"
-#include "reference.h"
+#include "tune.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -112,36 +115,31 @@ static void put(const Given& in, void* vector, int64_t i, double value) {
   if (in.dtype == BN_FLOAT64) ((double*)vector)[i] = value;
   else ((float*)vector)[i] = (float)value;
 }
-static double rounded(const Given& in, double value) { return in.dtype == BN_FLOAT64 ? value : (double)(float)value; }
 
-// Writes count; says in *negative whether moments must be taken the plain way.
-static int write_count(const Given& in, void* count, bool* negative) {
-  *negative = false;
+static int write_count(const Given& in, void* count) {
   const int64_t groups = in.dims[1];
   const double all = (double)in.dims[0] * (double)in.dims[2] * (double)in.dims[4];
-  if (in.w) {
-    double* sums = (double*)scratch.take(sizeof(double) * (size_t)(groups + 1));
-    if (!sums) return BN_NO_MEMORY;
-    *negative = sum_weights(in, sums);
-    for (int64_t g = 0; count && g < groups; g++) put(in, count, g, sums[g]);
-  } else {
-    for (int64_t g = 0; count && g < groups; g++) put(in, count, g, all);
-  }
+  double* sums = in.w ? (double*)scratch.take(sizeof(double) * (size_t)(groups + 1)) : nullptr;
+  if (in.w && !sums) return BN_NO_MEMORY;
+  if (in.w && sum_weights(in, sums)) return BN_NEGATIVE_WEIGHT;
+  for (int64_t g = 0; count && g < groups; g++) put(in, count, g, sums ? sums[g] : all);
   return BN_OK;
 }
 
-static int plain_moments(const Given& in, const void* x, void* mean, void* remainder, void* variance) {
-  const int64_t n = in.statistics();
-  double* room = (double*)malloc(sizeof(double) * (size_t)(2 * n + in.dims[1] + 1));
-  if (!room) return BN_NO_MEMORY;
-  reference_moments(View{in.dtype, in.dims, in.w, in.wdims}, x, room, room + n, room + 2 * n);
-  for (int64_t k = 0; k < n; k++) {
-    put(in, mean, k, room[k]);
-    if (remainder) put(in, remainder, k, room[k] - room[k] == 0 ? room[k] - rounded(in, room[k]) : 0);
-    put(in, variance, k, room[n + k]);
-  }
-  free(room);
-  return BN_OK;
+// Below this many bytes a call is over before a clock could tell ways apart.
+static const int64_t kWorthLearning = (int64_t)1 << 20;
+
+static void learn_and_run(Call& call, const Given& in, const Traffic& traffic) {
+  Plan& p = call.plan;
+  const int64_t bytes = p.groups * p.rows * p.row_elements * traffic.item;
+  if (bytes < kWorthLearning || (p.ways & (p.ways - 1)) == 0 || !learns()) return level()->run[in.dtype](call);
+  const Question question = {call.steps, in.dtype, traffic.arrays, pool_threads(), p.by_rows, bytes,
+                             bytes_in_a_row(p, traffic.item), p.ways};
+  const Tuner::Answer answer = tuner().ask(question, p.guess);
+  take(p, answer.way);
+  const auto begin = std::chrono::steady_clock::now();
+  level()->run[in.dtype](call);
+  tuner().tell(answer, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
 }
 
 static int run(Call& call, const Given& in) {
@@ -150,8 +148,11 @@ static int run(Call& call, const Given& in) {
   traffic.statistic = in.statistic();
   traffic.reduces = call.steps & (kMoments | kSums);
   traffic.applies = call.steps & (kStandardize | kInput);
-  traffic.arrays = 1 + (call.dy != nullptr) + traffic.applies;
-  traffic.in_place = call.out == call.x || (call.dy && call.out == call.dy);
+  traffic.arrays = traffic.applies;
+  traffic.in_place = false;
+  for (const void* read : {call.x, call.dy, call.residual, call.y})
+    if (read) traffic.arrays++, traffic.in_place |= call.out == read || call.d_residual == read;
+  if (call.d_residual) traffic.arrays++;
   call.plan = make_plan(in.dims, in.w, in.wdims, traffic, pool_threads());
   const size_t all = (size_t)in.statistics();
   if (all == 0) return BN_OK;
@@ -173,37 +174,35 @@ static int run(Call& call, const Given& in) {
       for (size_t k = 0; k < all; k++) put(in, call.sum_dy, (int64_t)k, 0), put(in, call.sum_dy_xh, (int64_t)k, 0);
     return BN_OK;
   }
-  level()->run[in.dtype](call);
+  learn_and_run(call, in, traffic);
   scratch.give_back();
   return BN_OK;
 }
 
 static bool missing(const void* p, int64_t n) { return n > 0 && !p; }
 
-static int moments_and_more(const Given& in, int steps, const void* x, double epsilon, const void* scale,
-                            const void* offset, int activation, void* mean, void* remainder, void* variance, void* count,
-                            void* y) {
+static int forward(const Given& in, int steps, const void* x, const void* residual, const void* mean,
+                   const void* remainder, const void* variance, void* count, double epsilon, const void* scale,
+                   const void* offset, int activation, void* y) {
   if (int code = check(in, activation)) return code;
   const int64_t n = in.elements(), k = in.statistics();
   if (missing(x, n) || missing(mean, k) || missing(variance, k) || ((steps & kStandardize) && missing(y, n))) return BN_NULL;
-  bool negative;
-  if (int code = write_count(in, count, &negative)) return code;
-  if (negative && n > 0) {
-    if (int code = plain_moments(in, x, mean, remainder, variance)) return code;
-    steps &= ~kMoments;
-    if (!steps) return BN_OK;
-  }
+  // Without a place for the remainder y would depend on whether the caller asked for it: refuse.
+  if (steps == (kMoments | kStandardize) && missing(remainder, k)) return BN_NULL;
+  if (steps & kMoments)
+    if (int code = write_count(in, count)) return code;
   Call call = {};
   call.steps = steps;
-  call.x = x, call.out = y;
+  call.x = x, call.residual = residual, call.out = y;
   call.epsilon = epsilon, call.scale = scale, call.offset = offset, call.relu = activation == BN_RELU;
-  call.mean = mean, call.remainder = remainder, call.variance = variance;
+  call.mean = (void*)mean, call.remainder = (void*)remainder, call.variance = (void*)variance;
   return run(call, in);
 }
 
-static int backward(const Given& in, int steps, const void* x, const void* dy, const void* count, const void* mean,
-                    const void* remainder, const void* variance, double epsilon, const void* scale, const void* offset,
-                    int activation, const void* live, int frozen, void* sum_dy, void* sum_dy_xh, void* dx) {
+static int backward(const Given& in, int steps, const void* x, const void* dy, const void* y, const void* count,
+                    const void* mean, const void* remainder, const void* variance, double epsilon, const void* scale,
+                    const void* offset, int activation, const void* live, int frozen, const void* sum_dy,
+                    const void* sum_dy_xh, void* dx, void* d_residual) {
   if (int code = check(in, activation)) return code;
   const int64_t n = in.elements(), k = in.statistics();
   if (missing(x, n) || missing(dy, n) || missing(mean, k) || missing(variance, k)) return BN_NULL;
@@ -211,11 +210,12 @@ static int backward(const Given& in, int steps, const void* x, const void* dy, c
   if ((steps & kInput) && (missing(dx, n) || (!frozen && missing(count, in.dims[1])))) return BN_NULL;
   Call call = {};
   call.steps = steps;
-  call.x = x, call.dy = dy, call.out = dx;
-  call.epsilon = epsilon, call.scale = scale, call.offset = offset, call.relu = activation == BN_RELU;
+  call.x = x, call.dy = dy, call.out = dx, call.d_residual = d_residual;
+  call.relu = activation == BN_RELU, call.y = call.relu ? y : nullptr;
+  call.epsilon = epsilon, call.scale = scale, call.offset = offset;
   call.mean = (void*)mean, call.remainder = (void*)remainder, call.variance = (void*)variance;
   call.count = count, call.live = live, call.frozen = frozen != 0;
-  call.sum_dy = sum_dy, call.sum_dy_xh = sum_dy_xh;
+  call.sum_dy = (void*)sum_dy, call.sum_dy_xh = (void*)sum_dy_xh;
   return run(call, in);
 }
 
@@ -223,56 +223,85 @@ extern "C" {
 
 int bn_moments(int dtype, const int64_t dims[5], const void* x, const void* w, const int64_t wdims[4], void* mean,
                void* remainder, void* variance, void* count) {
-  return moments_and_more({dtype, dims, w, wdims}, kMoments, x, 0, nullptr, nullptr, BN_NONE, mean, remainder, variance,
-                          count, nullptr);
+  return forward({dtype, dims, w, wdims}, kMoments, x, nullptr, mean, remainder, variance, count, 0, nullptr, nullptr,
+                 BN_NONE, nullptr);
 }
 
-int bn_forward(int dtype, const int64_t dims[5], const void* x, const void* w, const int64_t wdims[4], double epsilon,
-               const void* scale, const void* offset, int activation, void* mean, void* remainder, void* variance,
-               void* count, void* y) {
-  // Without a place for the remainder y would depend on whether the caller asked for it: refuse.
-  if (!remainder && dims && dims[1] != 0 && dims[3] != 0) return BN_NULL;
-  return moments_and_more({dtype, dims, w, wdims}, kMoments | kStandardize, x, epsilon, scale, offset, activation, mean,
-                          remainder, variance, count, y);
+int bn_standardize_add(int dtype, const int64_t dims[5], const void* x, const void* residual, const void* w,
+                       const int64_t wdims[4], const void* mean, const void* remainder, const void* variance,
+                       double epsilon, const void* scale, const void* offset, int activation, void* y) {
+  return forward({dtype, dims, w, wdims}, kStandardize, x, residual, mean, remainder, variance, nullptr, epsilon, scale,
+                 offset, activation, y);
 }
 
 int bn_standardize(int dtype, const int64_t dims[5], const void* x, const void* w, const int64_t wdims[4],
                    const void* mean, const void* remainder, const void* variance, double epsilon, const void* scale,
                    const void* offset, int activation, void* y) {
-  const Given in = {dtype, dims, w, wdims};
-  if (int code = check(in, activation)) return code;
-  const int64_t n = in.elements(), k = in.statistics();
-  if (missing(x, n) || missing(y, n) || missing(mean, k) || missing(variance, k)) return BN_NULL;
-  Call call = {};
-  call.steps = kStandardize;
-  call.x = x, call.out = y;
-  call.epsilon = epsilon, call.scale = scale, call.offset = offset, call.relu = activation == BN_RELU;
-  call.mean = (void*)mean, call.remainder = (void*)remainder, call.variance = (void*)variance;
-  return run(call, in);
+  return bn_standardize_add(dtype, dims, x, nullptr, w, wdims, mean, remainder, variance, epsilon, scale, offset,
+                            activation, y);
+}
+
+int bn_forward_add(int dtype, const int64_t dims[5], const void* x, const void* residual, const void* w,
+                   const int64_t wdims[4], double epsilon, const void* scale, const void* offset, int activation,
+                   void* mean, void* remainder, void* variance, void* count, void* y) {
+  return forward({dtype, dims, w, wdims}, kMoments | kStandardize, x, residual, mean, remainder, variance, count, epsilon,
+                 scale, offset, activation, y);
+}
+
+int bn_forward(int dtype, const int64_t dims[5], const void* x, const void* w, const int64_t wdims[4], double epsilon,
+               const void* scale, const void* offset, int activation, void* mean, void* remainder, void* variance,
+               void* count, void* y) {
+  return bn_forward_add(dtype, dims, x, nullptr, w, wdims, epsilon, scale, offset, activation, mean, remainder, variance,
+                        count, y);
+}
+
+int bn_backward_sums_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y, const void* w,
+                         const int64_t wdims[4], const void* mean, const void* remainder, const void* variance,
+                         double epsilon, const void* scale, const void* offset, int activation, void* sum_dy,
+                         void* sum_dy_xh) {
+  return backward({dtype, dims, w, wdims}, kSums, x, dy, y, nullptr, mean, remainder, variance, epsilon, scale, offset,
+                  activation, nullptr, 0, sum_dy, sum_dy_xh, nullptr, nullptr);
 }
 
 int bn_backward_sums(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* w,
                      const int64_t wdims[4], const void* mean, const void* remainder, const void* variance,
                      double epsilon, const void* scale, const void* offset, int activation, void* sum_dy,
                      void* sum_dy_xh) {
-  return backward({dtype, dims, w, wdims}, kSums, x, dy, nullptr, mean, remainder, variance, epsilon, scale, offset,
-                  activation, nullptr, 0, sum_dy, sum_dy_xh, nullptr);
+  return bn_backward_sums_add(dtype, dims, x, dy, nullptr, w, wdims, mean, remainder, variance, epsilon, scale, offset,
+                              activation, sum_dy, sum_dy_xh);
+}
+
+int bn_backward_input_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y, const void* w,
+                          const int64_t wdims[4], const void* count, const void* mean, const void* remainder,
+                          const void* variance, double epsilon, const void* scale, const void* offset, int activation,
+                          const void* live, int frozen, const void* sum_dy, const void* sum_dy_xh, void* dx,
+                          void* d_residual) {
+  return backward({dtype, dims, w, wdims}, kInput, x, dy, y, count, mean, remainder, variance, epsilon, scale, offset,
+                  activation, live, frozen, sum_dy, sum_dy_xh, dx, d_residual);
 }
 
 int bn_backward_input(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* w,
                       const int64_t wdims[4], const void* count, const void* mean, const void* remainder,
                       const void* variance, double epsilon, const void* scale, const void* offset, int activation,
                       const void* live, int frozen, const void* sum_dy, const void* sum_dy_xh, void* dx) {
-  return backward({dtype, dims, w, wdims}, kInput, x, dy, count, mean, remainder, variance, epsilon, scale, offset,
-                  activation, live, frozen, (void*)sum_dy, (void*)sum_dy_xh, dx);
+  return bn_backward_input_add(dtype, dims, x, dy, nullptr, w, wdims, count, mean, remainder, variance, epsilon, scale,
+                               offset, activation, live, frozen, sum_dy, sum_dy_xh, dx, nullptr);
+}
+
+int bn_backward_add(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* y, const void* w,
+                    const int64_t wdims[4], const void* count, const void* mean, const void* remainder,
+                    const void* variance, double epsilon, const void* scale, const void* offset, int activation,
+                    const void* live, int frozen, void* sum_dy, void* sum_dy_xh, void* dx, void* d_residual) {
+  return backward({dtype, dims, w, wdims}, kSums | kInput, x, dy, y, count, mean, remainder, variance, epsilon, scale,
+                  offset, activation, live, frozen, sum_dy, sum_dy_xh, dx, d_residual);
 }
 
 int bn_backward(int dtype, const int64_t dims[5], const void* x, const void* dy, const void* w, const int64_t wdims[4],
                 const void* count, const void* mean, const void* remainder, const void* variance, double epsilon,
                 const void* scale, const void* offset, int activation, const void* live, int frozen, void* sum_dy,
                 void* sum_dy_xh, void* dx) {
-  return backward({dtype, dims, w, wdims}, kSums | kInput, x, dy, count, mean, remainder, variance, epsilon, scale,
-                  offset, activation, live, frozen, sum_dy, sum_dy_xh, dx);
+  return bn_backward_add(dtype, dims, x, dy, nullptr, w, wdims, count, mean, remainder, variance, epsilon, scale, offset,
+                         activation, live, frozen, sum_dy, sum_dy_xh, dx, nullptr);
 }
 
 const char* bn_error(int code) {
@@ -283,16 +312,17 @@ const char* bn_error(int code) {
     case BN_NULL: return "a required pointer is NULL";
     case BN_BAD_WEIGHTS: return "each size of the weights must be 1 or the size of that axis of x";
     case BN_NO_MEMORY: return "out of memory for per-channel scratch";
+    case BN_NEGATIVE_WEIGHT: return "weights must not be negative";
     case BN_BAD_ACTIVATION: return "activation must be 0 (none) or 1 (relu)";
     default: return "unknown error code";
   }
 }
 
-int bn_abi_version(void) { return 1; }
+int bn_abi_version(void) { return 2; }
 const char* bn_isa(void) { return level()->name; }
 void bn_set_threads(int n) { pool_set_threads(n); }
 int bn_get_threads(void) { return pool_threads(); }
-void bn_set_executor(bn_executor run) { pool_set_executor(run); }
+size_t bn_learned(char* text, size_t size) { return tuner().describe(text, size); }
 int bn_borrow_openmp(const char* path) { return pool_borrow_openmp(path); }
 
 int bn_advise_huge(void* p, size_t n) {

@@ -108,66 +108,50 @@ template <class T> struct Driver {
     const Tile tile = tile_of(p, t);
     const int64_t channel = g * p.channels + tile.c0;
     double *a = partial(0, segment, channel), *b = partial(1, segment, channel), *c = partial(2, segment, channel);
-    if (call.steps & kMoments) {
-      if (p.by_rows) {
-        const Moment m = p.form == kNone     ? segment_by_rows<T, kNone>(p, x, g, tile.c0, segment)
-                         : p.form == kScalar ? segment_by_rows<T, kScalar>(p, x, g, tile.c0, segment)
-                                             : segment_by_rows<T, kVector>(p, x, g, tile.c0, segment);
-        *a = m.weight, *b = m.mean, *c = m.square;
-      } else if (p.form == kNone) segment_by_columns<T, kNone>(p, x, g, tile, segment, a, b, c);
-      else if (p.form == kScalar) segment_by_columns<T, kScalar>(p, x, g, tile, segment, a, b, c);
-      else segment_by_columns<T, kVector>(p, x, g, tile, segment, a, b, c);
-    } else {
-      const S* of[kCoefficients];
-      if (p.by_rows) {
-        pointers(g, tile.c0, of);
-        if (call.relu) sums_by_rows<T, true>(call, Same<S>(of), g, tile.c0, segment, a, b);
-        else sums_by_rows<T, false>(call, Same<S>(of), g, tile.c0, segment, a, b);
-      } else {
-        Spread room;
-        spread(g, tile, room, of);
-        if (call.relu) sums_by_columns<T, true>(call, Each<S>(of), g, tile, segment, a, b);
-        else sums_by_columns<T, false>(call, Each<S>(of), g, tile, segment, a, b);
-      }
-    }
+    if (call.steps & kMoments)
+      with_form(p.form, [&](auto form) {
+        enum { W = decltype(form)::value };
+        if (p.by_rows) segment_by_rows<T, W>(p, x, g, tile, segment, a, b, c);
+        else segment_by_columns<T, W>(p, x, g, tile, segment, a, b, c);
+      });
+    else
+      with_mask(call, [&](auto mask) {
+        enum { MASK = decltype(mask)::value };
+        const S* of[kCoefficients];
+        if (p.by_rows) {
+          pointers(g, tile.c0, of);
+          sums_by_rows<T, MASK>(call, of, g, tile, segment, a, b);
+        } else {
+          Spread room;
+          spread(g, tile, room, of);
+          sums_by_columns<T, MASK>(call, Each<S>(of), g, tile, segment, a, b);
+        }
+      });
   }
 
-  template <class From>
-  void apply_rows(const From& from, int64_t g, int64_t r0, int64_t r1, int64_t first, int64_t width, int64_t w_first,
-                  S* weights) const {
-    each_rectangle(p, (const T*)call.x, g, r0, r1, first, width, w_first, [&](const Rectangle<T>& r) {
-      if (call.relu) apply_rectangle<T, true>(call, r, from, weights);
-      else apply_rectangle<T, false>(call, r, from, weights);
-    });
-  }
-
-  void apply(int64_t unit, int64_t segment) const {
-    const int64_t g = unit / p.tiles, t = unit % p.tiles;
-    const Tile tile = tile_of(p, t);
-    const Segment part = segment_of(p, segment);
+  // Rows [r0, r1) of group g, elements [from, from + width) of each channel of the tile, which is one where width is not
+  // all of them.
+  void apply_rows(int64_t g, const Tile& tile, const Segment& part) const {
     const S* of[kCoefficients];
+    const T* x = (const T*)call.x;
     if (p.by_rows) {
       pointers(g, tile.c0, of);
-      apply_rows(Same<S>(of), g, part.r0, part.r1, tile.c0 * p.inner + part.from, part.width,
-                 part.from * p.weight_inner_stride, nullptr);
+      const Channels<S> source = {of, tile.channels};
+      each_rectangle(p, x, g, part.r0, part.r1, tile.c0 * p.inner + part.from, tile.channels * part.width,
+                     part.from * p.weight_inner_stride, [&](const Rectangle<T>& r) { apply_rectangle(call, r, source, nullptr); });
     } else {
       Spread room;
       S weights[Width<S>::N + kPad];
       spread(g, tile, room, of);
-      apply_rows(Each<S>(of), g, part.r0, part.r1, tile.c0 * p.inner, tile.channels * p.inner, 0, weights);
+      const OfColumns<S> source = {of};
+      each_rectangle(p, x, g, part.r0, part.r1, tile.c0 * p.inner, tile.channels * p.inner, 0,
+                     [&](const Rectangle<T>& r) { apply_rectangle(call, r, source, weights); });
     }
     if (p.stream) end_of_stream();
   }
 
-  // By rows without a slab: whole rows of x in the order of memory, [r0, r1) of group g, all channels.
-  void apply_in_order(int64_t g, int64_t r0, int64_t r1) const {
-    const S* of[kCoefficients];
-    for (int64_t r = r0; r < r1; r++)
-      for (int64_t c = 0; c < p.channels; c++) {
-        pointers(g, c, of);
-        apply_rows(Same<S>(of), g, r, r + 1, c * p.inner, p.inner, 0, nullptr);
-      }
-    if (p.stream) end_of_stream();
+  void apply(int64_t unit, int64_t segment) const {
+    apply_rows(unit / p.tiles, tile_of(p, unit % p.tiles), segment_of(p, segment));
   }
 
   // ---- the plan
@@ -206,8 +190,8 @@ template <class T> struct Driver {
     if (p.by_rows && lines >= 16 && p.row_elements * (int64_t)sizeof(T) <= 4 << 20) {
       const int64_t chunk = lines / 64 > 0 ? lines / 64 : 1, per_group = (p.rows + chunk - 1) / chunk;
       parallel(p.groups * per_group, bytes * 2, [&](int64_t i) {
-        const int64_t r0 = i % per_group * chunk;
-        apply_in_order(i / per_group, r0, least(p.rows, r0 + chunk));
+        const int64_t r0 = i % per_group * chunk;  // whole rows of x in the order of memory
+        apply_rows(i / per_group, {0, p.channels}, {r0, least(p.rows, r0 + chunk), 0, p.inner});
       });
     } else {
       parallel(units * p.segments, bytes * 2, [&](int64_t i) { apply(i / p.segments, i % p.segments); });
@@ -216,7 +200,5 @@ template <class T> struct Driver {
 };
 
 template <class T> static void run_call(const Call& call) { Driver<T>(call).run(); }
-
-static const Level kLevel = {BN_LEVEL_NAME, {run_call<float>, run_call<double>, run_call<half>, run_call<bfloat>}};
 
 }  // namespace BN_LEVEL

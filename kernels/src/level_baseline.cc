@@ -1,4 +1,6 @@
 #define BN_LEVEL level_baseline
-#define BN_LEVEL_NAME "baseline"
 #include "level.inl"
-const Level* baseline_level() { return &BN_LEVEL::kLevel; }
+const Level* baseline_level() {
+  static const Level level = {"baseline", BN_EVERY_TYPE};
+  return &level;
+}

@@ -28,77 +28,16 @@ template <class S> BN_INLINE Moment block_moment(double weight, double sum, doub
 }
 
 // ---- by rows
-// Lanes hold at most 20 additions before they are added up in double, so that even rounding errors that all point one
-// way (few distinct values, as in 16-bit data) stay below 1e-6, and any others far below.
-template <class S> struct RowSums {
-  double sum[Lanes<S>::N], square[Lanes<S>::N], weight[Lanes<S>::N];
-  double scalar_weight;
-};
-template <class S> struct Chunk { enum { N = 16 * 4 * Lanes<S>::N }; };
-
-template <class S> BN_INLINE void add_lanes(typename Lanes<S>::V v, double* into) {
-  S lanes[Lanes<S>::N];
-  memcpy(lanes, &v, sizeof v);
-  for (int i = 0; i < (int)Lanes<S>::N; i++) into[i] += (double)lanes[i];
-}
-
 template <class T, int W>
 static void accumulate_rows(const Rectangle<T>& r, StatOf<T> shift, RowSums<StatOf<T>>& out) {
-  using S = StatOf<T>;
   using V = VecOf<T>;
-  enum { N = Count<T>::N };
   const V k = splat(shift), zero = {};
-  V s0 = zero, s1 = zero, s2 = zero, s3 = zero, q0 = zero, q1 = zero, q2 = zero, q3 = zero, weight = zero;
-  auto add_up = [&] {
-    add_lanes<S>((s0 + s1) + (s2 + s3), out.sum);
-    add_lanes<S>((q0 + q1) + (q2 + q3), out.square);
-    if (W == kVector) add_lanes<S>(weight, out.weight);
-    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = weight = zero;
-  };
-  int64_t additions = 0;
-  for (int64_t row = 0; row < r.rows; row++) {
-    const S* w_row = W == kNone ? nullptr : r.w + row * r.w_stride;
-    V one = zero;
-    if (W == kScalar) {
-      if (*w_row == 0) continue;
-      one = splat(*w_row);
-      out.scalar_weight += (double)*w_row * (double)r.width;
-    }
-    const int64_t ahead = bytes_ahead(r, row);
-    for (int64_t from = 0; from < r.width; from += Chunk<S>::N) {
-      const int64_t n = least(Chunk<S>::N, r.width - from);
-      const T* x = r.x + row * r.stride + from;
-      const S* w = W == kVector ? w_row + from : w_row;
-      if (additions > 0 && additions + n / (4 * N) > 16) add_up(), additions = 0;
-      additions += n / (4 * N) + 4;
-      auto step = [&](int64_t j, V& s, V& q, auto tag, auto keep) {
-        V d = keep(load(x + j, tag) - k), weighted = d;
-        if (W != kNone) {
-          const V each = W == kVector ? load(w + j, tag) : one;
-          d = select(each == zero, zero, d);
-          weighted = each * d;
-          if (W == kVector) weight += each;
-        }
-        s += weighted;
-        q = fma(weighted, d, q);
-      };
-      auto all = [](V d) { return d; };
-      int64_t j = 0;
-      for (; j + 4 * N <= n; j += 4 * N) {
-        for (int b = 0; b < (int)(4 * N * sizeof(T)); b += 64) BN_PREFETCH((const char*)(x + j) + ahead + b);
-        step(j, s0, q0, Full{}, all);
-        step(j + N, s1, q1, Full{}, all);
-        step(j + 2 * N, s2, q2, Full{}, all);
-        step(j + 3 * N, s3, q3, Full{}, all);
-      }
-      for (; j + N <= n; j += N) step(j, s0, q0, Full{}, all);
-      if (j < n) {
-        const int rest = (int)(n - j);
-        step(j, s0, q0, Part{rest}, [rest](V d) { return select(lanes_below<S>(rest), d, V{}); });
-      }
-    }
-  }
-  add_up();
+  sum_rows<T, W, true>(r, Arrays<T, 1>{{r.x}}, out, [&](int64_t at, V each, auto tag, V& s, V& q) {
+    V d = within<StatOf<T>>(load(r.x + at, tag) - k, tag), weighted = d;
+    if (W != kNone) d = select(each == zero, zero, d), weighted = each * d;
+    s += weighted;
+    q = fma(weighted, d, q);
+  });
 }
 
 // The plain way: two passes in double. `each` calls its argument with (x, w) for every element of the block.
@@ -121,8 +60,8 @@ static void row_block(const Plan& p, const T* x, int64_t g, int64_t c, const Seg
     each_rectangle(p, x, g, block.r0, r1, from, width, w_from,
                    [&](const Rectangle<T>& r) { accumulate_rows<T, W>(r, k, sums); });
     weight = W == kNone ? (double)((r1 - block.r0) * width) : W == kScalar ? sums.scalar_weight : total<Lanes<S>::N>(sums.weight);
-    sum = total<Lanes<S>::N>(sums.sum);
-    square = total<Lanes<S>::N>(sums.square);
+    sum = total<Lanes<S>::N>(sums.first);
+    square = total<Lanes<S>::N>(sums.second);
   };
   S k = (S)running.mean;
   if (first) {  // a first guess of the mean, from many elements: a single one may be an outlier
@@ -153,22 +92,28 @@ static void row_block(const Plan& p, const T* x, int64_t g, int64_t c, const Seg
   running = merged;
 }
 
-// The blocks of a segment by rows: 16 chunks of elements each. f(block).
-template <class S, class F> BN_INLINE void each_block(const Segment& segment, F f) {
+// The blocks of a segment by rows: 16 chunks of a channel's elements each, or what a tile of several may hold. f(block).
+template <class S, class F> BN_INLINE void each_block(const Plan& p, const Segment& segment, F f) {
   const int64_t most = 16 * Chunk<S>::N, cuts = (segment.width + most - 1) / most;
   const int64_t piece = ((segment.width + cuts - 1) / cuts + 63) / 64 * 64;
-  const int64_t rows = segment.width < most ? most / segment.width : 1;
+  int64_t rows = segment.width < most ? most / segment.width : 1;
+  if (p.tile_channels > 1) rows = least(rows, p.block_rows);
   for (int64_t r = segment.r0; r < segment.r1; r += rows)
     for (int64_t d = 0; d < segment.width; d += piece)
       f(Segment{r, least(r + rows, segment.r1), segment.from + d, least(piece, segment.width - d)});
 }
 
-template <class T, int W> static Moment segment_by_rows(const Plan& p, const T* x, int64_t g, int64_t c, int64_t s) {
-  Moment running = {0, 0, 0};
-  each_block<StatOf<T>>(segment_of(p, s), [&](const Segment& block) {
-    row_block<T, W>(p, x, g, c, block, running.weight == 0, running);
+// One segment of one tile; writes a moment per channel of the tile.
+template <class T, int W>
+static void segment_by_rows(const Plan& p, const T* x, int64_t g, const Tile& tile, int64_t s, double* weight,
+                            double* mean, double* square) {
+  Moment running[kMostTogether] = {};
+  each_block<StatOf<T>>(p, segment_of(p, s), [&](const Segment& block) {
+    for (int64_t c = 0; c < tile.channels; c++)
+      row_block<T, W>(p, x, g, tile.c0 + c, block, running[c].weight == 0, running[c]);
   });
-  return running;
+  for (int64_t c = 0; c < tile.channels; c++)
+    weight[c] = running[c].weight, mean[c] = running[c].mean, square[c] = running[c].square;
 }
 
 }  // namespace BN_LEVEL

@@ -1,85 +1,37 @@
 // Moments by columns: as moments.inl, with one running moment per column, folded into channels at the end.
 namespace BN_LEVEL {
 
-enum { kPad = 64 };
-// Rows that are added in registers before the lanes are written back.
-BN_INLINE int64_t rows_together(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
-template <class S> struct Width { enum { N = kScratchBytes / sizeof(S) }; };
-
-template <class S> struct Columns {
+template <class S> struct Columns : ColumnLanes<S> {
   alignas(64) double weight[Width<S>::N], mean[Width<S>::N], square[Width<S>::N];  // running, per column
-  alignas(64) S k[Width<S>::N + kPad], sum[Width<S>::N + kPad], squares[Width<S>::N + kPad], weights[Width<S>::N + kPad];
-  alignas(64) S spread[8][Width<S>::N + kPad];
+  alignas(64) S k[Width<S>::N + kPad];
 };
-
-// Adds R rows to the lanes. w: kScalar one weight per row, kVector rows of weights.
-template <class T, int W, int R>
-BN_INLINE void add_rows(const T* x, int64_t stride, int64_t width, const StatOf<T>* w, int64_t w_stride,
-                        Columns<StatOf<T>>& c) {
-  using V = VecOf<T>;
-  enum { N = Count<T>::N };
-  const V zero = {};
-  V one[R];
-  for (int i = 0; i < R; i++) one[i] = W == kScalar ? splat(w[i * w_stride]) : zero;
-  // U vectors of every row at a time: longer stretches of each row, and sums that do not wait for each other.
-  auto step = [&](int64_t j, auto vectors, auto tag, auto keep) {
-    enum { U = decltype(vectors)::value };
-    V k[U], s[U], q[U], n[U];
-    for (int u = 0; u < U; u++) k[u] = load(c.k + j + u * N, Full{}), s[u] = q[u] = n[u] = zero;
-    for (int i = 0; i < R; i++) {
-      const T* row = x + i * stride + j;
-      if (R == 8)  // the next rows; past the end a prefetch does nothing
-        for (int b = 0; b < (int)(U * N * sizeof(T)); b += 64) BN_PREFETCH((const char*)(row + R * stride) + b);
-      for (int u = 0; u < U; u++) {
-        V d = keep(load(row + u * N, tag) - k[u]);
-        V weighted = d;
-        if (W != kNone) {
-          const V each = W == kVector ? load(w + i * w_stride + j + u * N, tag) : one[i];
-          d = select(each == zero, zero, d);
-          weighted = each * d;
-          if (W == kVector) n[u] += each;
-        }
-        s[u] += weighted;
-        q[u] = fma(weighted, d, q[u]);
-      }
-    }
-    for (int u = 0; u < U; u++) {
-      const int64_t at = j + u * N;
-      store(c.sum + at, load(c.sum + at, Full{}) + s[u], Full{});
-      store(c.squares + at, load(c.squares + at, Full{}) + q[u], Full{});
-      if (W == kVector) store(c.weights + at, load(c.weights + at, Full{}) + n[u], Full{});
-    }
-  };
-  auto all = [](V d) { return d; };
-  int64_t j = 0;
-  for (; j + 4 * N <= width; j += 4 * N) step(j, Number<4>(), Full{}, all);
-  for (; j + N <= width; j += N) step(j, Number<1>(), Full{}, all);
-  if (j < width) {  // columns past the end of a short last row are not idle lanes: other rows have them
-    const int n = (int)(width - j);
-    step(j, Number<1>(), Part{n}, [n](V d) { return select(lanes_below<StatOf<T>>(n), d, V{}); });
-  }
-}
 
 template <class T, int W>
 static void accumulate_columns(const Plan& p, const Rectangle<T>& r, Columns<StatOf<T>>& c) {
   using S = StatOf<T>;
+  using V = VecOf<T>;
+  const V zero = {};
   S all = W == kNone ? (S)r.rows : 0;
   for (int64_t row = 0, together; row < r.rows; row += together) {
-    together = rows_together(r.rows - row);
-    const S* w = W == kNone ? nullptr : r.w + row * r.w_stride;
-    int64_t w_stride = r.w_stride;
+    together = least(kTogether, r.rows - row);
+    const S* w = W == kScalar ? r.w + row * r.w_stride : c.spread[0];
     if (W == kScalar)
-      for (int i = 0; i < together; i++) all += w[i * w_stride];
-    if (W == kVector) {
+      for (int i = 0; i < together; i++) all += w[i * r.w_stride];
+    if (W == kVector)
       for (int i = 0; i < together; i++) spread_weights(p, r, row + i, c.spread[i]);
-      w = c.spread[0];
-      w_stride = Width<S>::N + kPad;
-    }
     const T* x = r.x + row * r.stride;
-    if (together == 8) add_rows<T, W, 8>(x, r.stride, r.width, w, w_stride, c);
-    else if (together == 4) add_rows<T, W, 4>(x, r.stride, r.width, w, w_stride, c);
-    else if (together == 2) add_rows<T, W, 2>(x, r.stride, r.width, w, w_stride, c);
-    else add_rows<T, W, 1>(x, r.stride, r.width, w, w_stride, c);
+    sum_columns<T, W == kVector>(Arrays<T, 1>{{x}}, (int)together, r.stride, r.width, c,
+                                 [&](int i, int64_t at, int64_t j, auto tag, V& s, V& q, V& n) {
+      V d = within<StatOf<T>>(load(x + at, tag) - load(c.k + j, Full{}), tag), weighted = d;
+      if (W != kNone) {
+        const V each = W == kVector ? load(c.spread[i] + j, tag) : splat(w[i * r.w_stride]);
+        d = select(each == zero, zero, d);
+        weighted = each * d;
+        if (W == kVector) n += each;
+      }
+      s += weighted;
+      q = fma(weighted, d, q);
+    });
   }
   if (W != kVector)
     for (int64_t j = 0; j < r.width; j++) c.weights[j] += all;
@@ -104,7 +56,7 @@ static void flush_columns(const Plan& p, int64_t width, Columns<StatOf<T>>& c, R
   for (int64_t from = 0; from < width; from += 64) {
     double mean[64], square[64], doubt[64], doubts = 0;
     const int n = (int)least(64, width - from);
-    const auto *sums = c.sum + from, *squares = c.squares + from, *weights = c.weights + from, *ks = c.k + from;
+    const auto *sums = c.first + from, *squares = c.second + from, *weights = c.weights + from, *ks = c.k + from;
     double *old_weight = c.weight + from, *old_mean = c.mean + from, *old_square = c.square + from;
     for (int i = 0; i < n; i++) {
       const double w = weights[i], k = ks[i], q = squares[i], before = old_weight[i];
@@ -183,7 +135,7 @@ static void segment_by_columns(const Plan& p, const T* x, int64_t g, const Tile&
   const int64_t whole = tile.channels * p.inner, width = whole * p.widen, from = tile.c0 * p.inner;
   Columns<S> c;
   for (int64_t j = 0; j < width; j++) c.weight[j] = c.mean[j] = c.square[j] = 0;
-  auto clear = [&] { for (int64_t j = 0; j < width; j++) c.sum[j] = c.squares[j] = c.weights[j] = 0; };
+  auto clear = [&] { for (int64_t j = 0; j < width; j++) c.first[j] = c.second[j] = c.weights[j] = 0; };
   for (int64_t r = segment.r0; r < segment.r1; r += p.block_rows) {
     const int64_t end = least(r + p.block_rows, segment.r1);
     auto rectangles = [&](auto f) { each_rectangle(p, x, g, r, end, from, whole, 0, f); };
@@ -198,7 +150,7 @@ static void segment_by_columns(const Plan& p, const T* x, int64_t g, const Tile&
         add(piece);
       });
       for (int64_t j = 0; j < width; j++) {
-        const S guess = c.sum[j] / c.weights[j];
+        const S guess = c.first[j] / c.weights[j];
         c.k[j] = finite(guess) ? guess : 0;
       }
     } else {

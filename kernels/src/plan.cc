@@ -2,6 +2,15 @@
 
 #include <stdio.h>
 
+#include "tune.h"
+
+enum { kLine = 64, kRowOfItsOwn = 32 };  // of the cache, in bytes; of a channel, in elements: a vector or more
+#if defined(__SSE2__)
+enum { kStreams = 1 };  // there are stores around the cache
+#else
+enum { kStreams = 0 };
+#endif
+
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t parts(int64_t n, int64_t size) { return n / size + (n % size != 0); }
@@ -15,14 +24,14 @@ static int64_t read_cache_bytes() {
     if (fscanf(file, "%lld%c", &value, &unit) >= 1) kilobytes = unit == 'M' ? value * 1024 : value;
     fclose(file);
   }
-  return kilobytes > 0 ? kilobytes * 1024 : (int64_t)32 << 20;
+  // More than 32 MB belong to a whole socket, of which a virtual machine has a share that nothing tells.
+  return (int64_t)1024 * least(kilobytes > 0 ? kilobytes : 32 << 10, 32 << 10);
 }
 
-static int64_t pretended = 0;
-void pretend_cache_bytes(int64_t bytes) { pretended = bytes; }
+static int pretended = -1;
+void pretend_way(int way) { pretended = way; }
 
 int64_t cache_bytes() {
-  if (pretended) return pretended;
   static const int64_t bytes = read_cache_bytes();
   return bytes;
 }
@@ -98,8 +107,7 @@ static void set_columns(Plan& p, const Traffic& t, int64_t bytes) {
   }
   p.tiles = parts(p.channels, p.tile_channels);
   // 16 additions per lane between two merges into double; rows are added in groups of at most 8 that touch.
-  const int64_t group = p.even_rows / p.widen;
-  p.block_rows = 16 * p.widen * (group >= 8 ? 8 : group >= 4 ? 4 : group >= 2 ? 2 : 1);
+  p.block_rows = 16 * p.widen * most(1, least(8, p.even_rows / p.widen));
   const int64_t units = p.tiles * p.groups, wanted = least(kMaxSegments, most(1, parts(128, units)));
   const int64_t unit_bytes = bytes / units;
   const int64_t count = most(1, least(least(wanted, unit_bytes / (256 << 10)), p.rows / (256 * p.widen)));
@@ -109,43 +117,73 @@ static void set_columns(Plan& p, const Traffic& t, int64_t bytes) {
   p.piece_elements = 0;
 }
 
-static void set_rows(Plan& p, int64_t bytes) {
-  p.tile_channels = p.widen = 1;
-  p.tiles = p.channels;
-  p.block_rows = 0;
+static int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
+
+static void set_rows(Plan& p, int64_t bytes, int item) {
+  const int64_t row = p.inner * item;
+  p.tile_channels = kLine / common_divisor(kLine, row);
+  while (p.tile_channels * row < 2048) p.tile_channels *= 2;
+  if (p.tile_channels > kMostTogether || p.tile_channels * row > 32 << 10) p.tile_channels = 1;  // long rows: two pieces in many lines
+  if (p.tile_channels > p.channels) p.tile_channels = p.channels;
+  p.widen = 1;
+  p.tiles = parts(p.channels, p.tile_channels);
+  // While a block is in the second-level cache, each channel of the tile reads its part of it.
+  p.block_rows = most(32, (128 << 10) / (p.tile_channels * row));
   const int64_t units = p.tiles * p.groups, wanted = least(kMaxSegments, most(1, parts(128, units)));
   const int64_t count = most(1, least(wanted, bytes / units / (256 << 10)));
   p.segment_rows = parts(p.rows, least(count, p.rows));
   const int64_t row_parts = parts(p.rows, p.segment_rows);
-  p.pieces = most(1, count / row_parts);
+  p.pieces = p.tile_channels > 1 ? 1 : most(1, count / row_parts);
   p.piece_elements = parts(parts(p.inner, p.pieces), 64) * 64;
   p.pieces = parts(p.inner, p.piece_elements);
   p.segments = row_parts * p.pieces;
+}
+
+int64_t bytes_in_a_row(const Plan& p, int item) {
+  return (p.tiles == 1 && !p.by_rows ? p.even_rows * p.row_elements : p.tile_channels * p.inner) * item;
+}
+
+// Which ways are open, and which one the sizes suggest. A slab pays where a tile (all that is read of it) stays in this
+// thread's share of the cache and there is a tile for every thread. By columns it must also be read in long stretches:
+// strips of single cache lines are slower than two sweeps.
+static void set_ways(Plan& p, const Traffic& t, int64_t bytes, int threads) {
+  const int64_t units = p.tiles * p.groups, slab_bytes = bytes / units * (t.arrays - 1);
+  const bool slab = t.reduces && t.applies && (units >= 2 * threads || (units >= threads && threads <= 2)) &&
+                    (p.by_rows || bytes_in_a_row(p, t.item) >= 3072);
+  const bool around = kStreams && t.applies && !t.in_place;
+  for (int way = 0; way < kWays; way++) {
+    const bool open = (!(way & kAround) || around) && (!(way & kSlab) || slab) && (!(way & kAhead) || way & kSlab);
+    p.ways |= (unsigned)open << way;
+  }
+  p.guess = around && bytes * t.arrays > cache_bytes() / 4 * 3 ? kAround : 0;
+  if (slab && slab_bytes * threads <= cache_bytes() / 4 * 3) p.guess |= kSlab;
+  // Writing leaves reading idle, and the processor does not foresee the rows of the next slab. Two slabs for every thread
+  // must fit.
+  if (slab && slab_bytes * threads <= cache_bytes() / 8 * 3) p.guess |= kAhead;
+}
+
+void take(Plan& p, int way) {
+  p.stream = way & kAround;
+  p.slab = way & kSlab;
+  p.fetch_ahead = !(way & kAhead) ? 0 : p.tiles > 1 ? p.tile_channels * p.inner : p.group_stride;
 }
 
 Plan make_plan(const int64_t dims[5], const void* weights, const int64_t wdims[4], const Traffic& t, int threads) {
   Plan p;
   set_view(p, dims, weights, wdims);
   const int64_t elements = p.groups * p.rows * p.row_elements, bytes = elements * t.item;
-  p.slab = p.stream = p.by_rows = false;
+  p.by_rows = false;
+  p.ways = 0, p.guess = 0;
   p.tile_channels = p.widen = p.segments = p.pieces = p.block_rows = p.segment_rows = 1;
   p.tiles = p.channels;
   p.piece_elements = p.inner;
-  if (elements == 0) return p;
-  p.by_rows = p.inner >= 96;
-  if (p.by_rows) set_rows(p, bytes); else set_columns(p, t, bytes);
-  if (p.widen > 1 && p.form == kScalar) p.form = kVector;
-  p.stream = !t.in_place && bytes * t.arrays > cache_bytes() / 4 * 3;
-
-  // A slab pays where a tile (all that is read of it) stays in this thread's share of the cache and there is a tile for
-  // every thread. By columns it must also be read in long stretches: strips of single cache lines are slower than two sweeps.
-  const int64_t units = p.tiles * p.groups, slab_bytes = bytes / units * (t.arrays - 1);
-  const int64_t stretch = p.tiles == 1 ? p.even_rows * p.row_elements * t.item : p.tile_channels * p.inner * t.item;
-  p.slab = t.reduces && t.applies && (units >= 2 * threads || (units >= threads && threads <= 2));
-  p.slab = p.slab && slab_bytes * threads <= cache_bytes() / 4 * 3 && (p.by_rows || stretch >= 3072);
-  // Writing leaves reading idle, and the processor does not foresee the rows of the next slab. Two slabs for every thread
-  // must fit.
-  const int64_t next = p.tiles > 1 ? p.tile_channels * p.inner : p.group_stride;
-  p.fetch_ahead = p.slab && slab_bytes * threads <= cache_bytes() / 8 * 3 ? next : 0;
+  if (elements > 0) {
+    p.by_rows = p.inner >= kRowOfItsOwn;
+    if (p.by_rows) set_rows(p, bytes, t.item); else set_columns(p, t, bytes);
+    if (p.widen > 1 && p.form == kScalar) p.form = kVector;
+    set_ways(p, t, bytes, threads);
+  }
+  if (pretended >= 0 && (p.ways >> pretended & 1)) p.guess = pretended;
+  take(p, p.guess);
   return p;
 }

@@ -171,6 +171,8 @@ struct Pool {
 alignas(Pool) unsigned char storage[sizeof(Pool)];
 Pool& pool() { return *reinterpret_cast<Pool*>(storage); }
 std::atomic<int> chosen_threads{0};
+// Runs task(context, i) for every i in [0, n), together, and returns when all are done; null: the threads above.
+typedef void (*Executor)(Task task, void* context, int64_t n);
 std::atomic<Executor> chosen_executor{nullptr};
 #if !defined(_WIN32)
 void after_fork() {
@@ -232,7 +234,6 @@ void pool_pretend_large(bool always) {
   serial_bytes = always ? 0 : 256 << 10;
   awake_bytes = always ? 0 : 1536 << 10;
 }
-void pool_set_executor(Executor executor) { chosen_executor.store(executor); }
 
 int pool_borrow_openmp(const char* path) {
 #if defined(_WIN32)
@@ -246,7 +247,7 @@ int pool_borrow_openmp(const char* path) {
   if (!parallel || !thread) return 0;
   gomp_parallel.store(parallel);
   gomp_thread.store(thread);
-  pool_set_executor(run_on_openmp);
+  chosen_executor.store(run_on_openmp);
   return 1;
 #endif
 }

@@ -4,11 +4,9 @@
 #include <stdint.h>
 
 typedef void (*Task)(void* context, int64_t i);
-typedef void (*Executor)(Task task, void* context, int64_t n);
 
 void pool_run(int64_t n, Task task, void* context, int64_t bytes);
 int pool_threads();
 void pool_set_threads(int n);
-void pool_set_executor(Executor executor);
 int pool_borrow_openmp(const char* path);
 void pool_pretend_large(bool always);  // for tests: share out small jobs too

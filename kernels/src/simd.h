@@ -1,6 +1,8 @@
 // One vector type per arithmetic type, as wide as the level that compiles this file. Without GNU vectors a "vector" is
 // one number and the kernels are plain loops: operators, select() and the tags below mean the same.
 #pragma once
+#include <math.h>
+
 #include "types.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)

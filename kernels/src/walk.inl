@@ -21,11 +21,13 @@ template <class T> struct Rectangle {
   int64_t w_stride;                 // per row of x before widening
   int64_t packed;                   // rows of x in one row of this rectangle
   int64_t after;                    // rows that follow this rectangle with the same stride; worth prefetching
+  int64_t beside;                   // bytes to the elements beside these, which are read next; 0: the rows below are
 };
 
 // By rows: how far ahead of row `row` to prefetch, in bytes. The processor foresees a row but not the jump to the next
 // one; about 12 KB ahead is far enough, further is no better. 0 where that row is not there.
 template <class T> BN_INLINE int64_t bytes_ahead(const Rectangle<T>& r, int64_t row) {
+  if (r.beside) return r.beside;
   const int64_t bytes = r.width * (int64_t)sizeof(T), rows = bytes >= 8192 ? 1 : least(16, 12288 / bytes);
   return row + rows < r.rows + r.after ? rows * r.stride * (int64_t)sizeof(T) : 0;
 }
@@ -42,6 +44,7 @@ BN_INLINE void each_rectangle(const Plan& p, const T* x, int64_t g, int64_t r0, 
     piece.w = weights ? weights + weight_offset(p, g, r0) + w_from : nullptr;
     piece.w_stride = p.weight_row_stride;
     piece.after = least(p.rows - r0, left) - rows;
+    piece.beside = p.by_rows && p.tile_channels > 1 ? width * (int64_t)sizeof(T) : 0;
     const int64_t full = rows / p.widen, rest = rows % p.widen;
     if (full) {
       piece.x = x + piece.at;

@@ -23,6 +23,10 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   void* data() const { return data_; }
   size_t size() const { return size_; }
+  bool untouched() const {
+    for (unsigned char* p = first_; p < first_ + inner_; p++) if (*p != 0xA5) return false;
+    return true;
+  }
   bool intact() const {
     for (unsigned char* p = first_; p < data_; p++) if (*p != 0xA5) return false;
     for (unsigned char* p = data_ + size_; p < first_ + inner_; p++) if (*p != 0xA5) return false;

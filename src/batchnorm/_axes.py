@@ -9,6 +9,7 @@ run time, it is only ever multiplied.
     [N, P, S, Q]                 [1, 3]    no      [N, P, S, Q, 1]
     [N, H, W, C]                 -1        v       [v, N/v, H*W, C, 1]
     [N, C, H, W]                 1         v       [v, N/v, 1, C, H*W]
+    [N, C, H, W]                 1         chunks  [1, N/v, v, C, H*W]
 
 Anything with more alternations of reduced and kept dimensions is transposed once.
 """
@@ -26,7 +27,8 @@ class View(NamedTuple):
 
     `split` is the input's shape with the batch split into ghost batches, `permutation` reorders it
     (None: it does not have to be), `canonical` is the view. `features` is the length of a
-    per-channel vector. With ghost batches the groups are the axis G and every feature is in C;
+    per-channel vector. `consecutive` ghost batches are the first dimension of `split`, else they
+    are the second. With ghost batches the groups are the axis G and every feature is in C;
     without them, vectors of all features reshape to `[G, C]`.
     """
 
@@ -36,6 +38,7 @@ class View(NamedTuple):
     permutation: tuple[int, ...] | None
     canonical: tuple[Size, Size, Size, Size, Size]
     groups: Size | None
+    consecutive: bool = False
 
     @classmethod
     def of(cls, sizes: Sequence[Size]) -> View:
@@ -67,7 +70,8 @@ class View(NamedTuple):
     def reduced(self) -> tuple[int, ...]:
         """The dimensions of `split` that statistics are taken over."""
         added = len(self.split) - len(self.shape)
-        kept = {axis + added for axis in self.axes} | ({1} if added else set())
+        group = {0 if self.consecutive else 1} if added else set()
+        kept = {axis + added for axis in self.axes} | group
         return tuple(i for i in range(len(self.split)) if i not in kept)
 
     def apart(self, ops: Any, x: Any) -> Any:
@@ -80,7 +84,8 @@ class View(NamedTuple):
             return self.spread(ops, row)
         rows = ops.shape(row)[0] if len(ops.shape(row)) == 2 else 1
         sizes = [size if i in self.axes else 1 for i, size in enumerate(self.shape)]
-        return ops.reshape(row, [1, rows, *sizes[1:]])
+        front = (rows, 1) if self.consecutive else (1, rows)
+        return ops.reshape(row, [*front, *sizes[1:]])
 
     def apply(self, ops: Any, x: Any) -> Any:
         """x with its dimensions in an order in which it reads as `[A, G, B, C, D]`."""
@@ -114,7 +119,9 @@ class View(NamedTuple):
         if self.groups is None:
             return self.spread(ops, ops.broadcast_to(row, self.row_shape))
         column = ops.broadcast_to(row, (self.groups, 1))
-        each = ops.broadcast_to(ops.reshape(column, (1, self.groups)), self.split[:2])
+        if not self.consecutive:
+            column = ops.reshape(column, (1, self.groups))
+        each = ops.broadcast_to(column, self.split[:2])
         return ops.reshape(each, [self.shape[0], *[1] * (len(self.shape) - 1)])
 
 
@@ -178,6 +185,7 @@ def view(
     axes: tuple[int, ...],
     virtual_batch_size: Size | None = None,
     groups: Size | None = None,
+    consecutive: bool = False,
 ) -> View:
     """The view of an input of this shape.
 
@@ -187,6 +195,7 @@ def view(
         virtual_batch_size: the size v of a ghost batch; None for one group. Group j holds the
             samples j, j + groups, j + 2 * groups, ... as the originals do.
         groups: how many ghost batches there are.
+        consecutive: group j holds v samples in a row instead, from j * v on.
     """
     shape = tuple(shape)
     if len(axes) == 1 and virtual_batch_size is None:  # most calls: the rest is for all others
@@ -196,10 +205,13 @@ def view(
     if virtual_batch_size is not None:
         split = (virtual_batch_size, groups, *shape[1:])
         kinds = ["reduced", "group", *kinds[1:]]
+        if consecutive:
+            split = (groups, virtual_batch_size, *shape[1:])
+            kinds = ["group", "reduced", *kinds[2:]]
     feature_runs = [kind for kind, _ in _runs(kinds, split) if kind == "feature"]
     permutation = None
     if len(feature_runs) > (2 if virtual_batch_size is None else 1):
-        front = [] if virtual_batch_size is None else [0, 1]  # v, then the groups
+        front = [] if virtual_batch_size is None else [0, 1]  # v and the groups
         reduced = [i for i, kind in enumerate(kinds) if kind == "reduced" and i not in front]
         features = [i for i, kind in enumerate(kinds) if kind == "feature"]
         permutation = (*front, *reduced, *features)
@@ -207,7 +219,7 @@ def view(
         [split[i] for i in permutation or range(len(split))],
         [kinds[i] for i in permutation or range(len(kinds))],
     )
-    return View(axes, shape, split, permutation, canonical, groups)
+    return View(axes, shape, split, permutation, canonical, groups, consecutive)
 
 
 def _around(axis: int, shape: tuple[Size, ...]) -> tuple[Size, Size, Size, Size, Size]:

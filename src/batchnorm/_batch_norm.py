@@ -12,27 +12,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from batchnorm import _axes
-from batchnorm._arguments import PARAMETERS, check_vectors, resolve_training
-from batchnorm._axes import View
-from batchnorm._correction import Affine, correct
-from batchnorm._moments import Moments, constant, first_groups, merge_replicas
-from batchnorm._open import by_training, open_view, open_whole
+from batchnorm._arguments import resolve_training
+from batchnorm._chunks import filled_up
+from batchnorm._open import by_training
 from batchnorm._options import Options
-from batchnorm._plan import Plan, plan, statistics_type
-from batchnorm._rows import Rows, State, row_of
-from batchnorm._statistics import initial_value, next_state, state_names
-from batchnorm._weights import combined_weights
+from batchnorm._plan import plan, statistics_type
+from batchnorm._rows import State
+from batchnorm._run import run
+from batchnorm._statistics import initial_value, state_names
+from batchnorm._types import GhostOrder, OnNonfinite, Statistics, T, UpdateStatistics, ZeroDebias
 from batchnorm.backends import backend_of
-from batchnorm.backends.composite import Case
 
 Tensor = Any
 
 
 def batch_norm(
-    x: Tensor,
+    x: T,
     parameters: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     *,
@@ -40,22 +38,23 @@ def batch_norm(
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
     axis: int | Sequence[int] = -1,
-    momentum: float | Tensor = 0.99,
+    momentum: float | Tensor | None = 0.99,
     epsilon: float = 1e-3,
     renorm: bool = False,
     renorm_clipping: Mapping[str, Any] | None = None,
-    renorm_momentum: float | Tensor = 0.99,
+    renorm_momentum: float | Tensor | None = 0.99,
     fused: bool | None = None,
     virtual_batch_size: int | None = None,
     adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     synchronized: Any = False,
     unbiased_moving_variance: bool = False,
     pooled_moving_variance: bool = False,
-    statistics: str = "auto",
-    update_statistics: bool | str = "auto",
-    on_nonfinite: str = "skip",
-    zero_debias: bool | str = False,
-) -> tuple[Tensor, State]:
+    statistics: Statistics = "auto",
+    update_statistics: UpdateStatistics = "auto",
+    on_nonfinite: OnNonfinite = "skip",
+    zero_debias: ZeroDebias = False,
+    ghost_order: GhostOrder = "strided",
+) -> tuple[T, State]:
     """Normalizes x and returns it with the next state; nothing is changed in place.
 
     Formula, per channel (and per ghost batch):
@@ -79,16 +78,21 @@ def batch_norm(
             values may be NaN: their output is `offset`.
         batch_weights: weight 2 counts like the same value twice. Multiplied with `mask`.
         axis: the dimension or dimensions that keep their own statistics.
-        momentum: the share of the old moving statistics that a step keeps, in [0, 1].
+        momentum: the share of the old moving statistics that a step keeps, in [0, 1]. None: the
+            average over all updates so far, by `num_updates` of the state.
         epsilon: added to the variance. With 0, a constant channel gives y = offset.
         renorm: batch renormalization: r and d pull the batch statistics to running ones.
         renorm_clipping: bounds `rmax`, `rmin`, `dmax`: numbers, tensors, or functions of the step
             (`num_updates`, as a float scalar), such as a Keras learning-rate schedule.
-        renorm_momentum: `momentum` of renorm's own running statistics.
+        renorm_momentum: `momentum` of renorm's own running statistics. None: it has none, and r and
+            d pull to the moving statistics themselves.
         fused: None takes the fastest path that is right, True insists on a native kernel, False
             takes the composite path, whose derivatives of every order are exact.
         virtual_batch_size: normalize ghost batches of this size on their own, in training only.
-            Group j of n holds the samples j, j + n, j + 2n, ...
+            Group j of n holds the samples j, j + n, j + 2n, ..., and their average is remembered.
+        ghost_order: "strided", or "chunks": consecutive samples, the last group smaller where they
+            are not divisible, cut like `x.chunk(ceil(N / size))` of torch. They are remembered one
+            after the other, as in a loop over chunks.
         adjustment: a function of x's shape that returns (scale, bias), applied after renorm and
             before gamma and beta, with batch statistics only. Any shape that broadcasts to x.
         synchronized: take statistics over all replicas, in training: True, a torch process group
@@ -131,6 +135,7 @@ def batch_norm(
         renorm_momentum,
         fused,
         virtual_batch_size,
+        ghost_order,
         adjustment,
         synchronized,
         unbiased_moving_variance,
@@ -169,7 +174,8 @@ def init(
     center: bool = True,
     scale: bool = True,
     renorm: bool = False,
-    zero_debias: bool | str = False,
+    renorm_momentum: float | Tensor | None = 0.99,
+    zero_debias: ZeroDebias = False,
 ) -> tuple[dict[str, Tensor], State]:
     """Parameters and state to start `batch_norm` with, for inputs like x.
 
@@ -180,7 +186,13 @@ def init(
     Raises:
         TypeError, ValueError: x or an argument is not what it must be.
     """
-    options = Options(axis=axis, renorm=renorm, zero_debias=zero_debias, owner="init")
+    options = Options(
+        axis=axis,
+        renorm=renorm,
+        renorm_momentum=renorm_momentum,
+        zero_debias=zero_debias,
+        owner="init",
+    )
     ops = backend_of(x)
     shape = _axes.shape_of(ops, x, options.owner, "x")
     vector = _axes.parameter_shape(shape, _axes.resolve(options.axis, len(shape), options.owner))
@@ -219,146 +231,15 @@ def normalize(
     weighted = mask is not None or batch_weights is not None
 
     def way(training: bool, x: Tensor) -> tuple[Tensor, State]:
-        chosen = plan(ops, options, x, training, weighted)
-        return run(ops, chosen, x, parameters, state, mask, batch_weights, update_from)
+        filled = filled_up(ops, options, x, training, mask, batch_weights)
+        if filled is None:
+            chosen = plan(ops, options, x, training, weighted)
+            return run(ops, chosen, x, parameters, state, mask, batch_weights, update_from)
+        chosen = plan(ops, filled.options, filled.x, training, True)
+        given = (filled.x, parameters, state, filled.mask, filled.batch_weights, update_from)
+        y, new = run(ops, chosen, *given)
+        return y[: filled.samples], new
 
     if isinstance(training, bool):
         return way(training, x)
     return by_training(ops, options, x, training, way)
-
-
-def run(
-    ops: Any,
-    plan: Plan,
-    x: Tensor,
-    parameters: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    mask: Tensor | None = None,
-    batch_weights: Tensor | None = None,
-    update_from: Mapping[str, Tensor] | None = None,
-) -> tuple[Tensor, State]:
-    """What a plan says, of one call's tensors."""
-    if plan.plain and update_from is None:
-        done: tuple[Tensor, State] | None = ops.KERNELS.whole(plan, x, parameters, state)
-        if done is not None:
-            return done
-    check_vectors(ops, plan, parameters, state)
-    given = (parameters, state, mask, batch_weights)
-    if plan.batch:
-        operands = laid_out(ops, plan, plan.view or open_view(ops, plan, x), x, *given)
-        y, measured = train(ops, plan, x, operands)
-    else:
-        y = infer(
-            ops, plan, x, laid_out(ops, plan, plan.whole or open_whole(ops, plan, x), x, *given)
-        )
-    if not plan.update:
-        return y, dict(state)
-    if not plan.batch:
-        operands = laid_out(ops, plan, plan.view or open_view(ops, plan, x), x, *given)
-        measured = measure(ops, plan, x, operands)
-    old = operands.old if update_from is None else operands.old.of(update_from)
-    return y, next_state(ops, plan, old, measured)
-
-
-class Operands(NamedTuple):
-    """What a call was given beside x, laid out as a view says."""
-
-    view: View
-    parameters: Affine
-    old: Rows
-    weights: Tensor | None
-
-
-def laid_out(
-    ops: Any,
-    plan: Plan,
-    view: View,
-    x: Tensor,
-    parameters: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    mask: Tensor | None,
-    batch_weights: Tensor | None,
-) -> Operands:
-    gamma, beta = (
-        row_of(ops, view.row_shape, parameters.get(name), plan.dtype) for name in PARAMETERS
-    )
-    owner, dtype = plan.options.owner, plan.dtype
-    weights = combined_weights(ops, owner, view, x, dtype, mask, batch_weights)
-    return Operands(view, (gamma, beta), Rows(ops, view, state, dtype), weights)
-
-
-def infer(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Tensor:
-    """y with the moving statistics: an affine map on x's own shape."""
-    case = Case(given.view, given.weights, plan.options.epsilon, plan.options.activation)
-    # a program that leaves this process must not need this package's operators there
-    steps = ops.KERNELS if plan.kernels and not plan.traced else ops.COMPOSITE
-    used = Moments(given.old["moving_mean"], None, given.old["moving_variance"], None)
-    return steps.infer(x, case, used, *given.parameters)
-
-
-def measure(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Moments:
-    """The moments of the batch, over all replicas, where something else normalizes."""
-    steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
-    own = steps.moments(x, Case(given.view, given.weights, plan.options.epsilon, None))
-    if plan.replicas is None:
-        return own
-    return merge_replicas(ops, own, _aligned(ops, plan, given.view, own))
-
-
-def train(ops: Any, plan: Plan, x: Tensor, given: Operands) -> tuple[Tensor, Moments]:
-    """y with the batch's own statistics, and these: moments, correct, standardize."""
-    view, parameters, old, weights = given
-    steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
-    values = steps.wide(x)
-    case = Case(view, weights, plan.options.epsilon, None)
-    if plan.way == "at once":
-        by = correct(ops, plan, view, x, old, parameters)
-        case = case._replace(activation=by.activation)
-        y, measured = steps.forward(values, case, by.scale, by.offset)
-        if plan.replicas is not None:  # one: the same numbers, now known to be on all replicas
-            measured = merge_replicas(ops, measured, plan.replicas)
-    else:
-        own = measured = used = steps.moments(values, case)
-        replicas = None
-        if plan.replicas is not None:
-            aligned = _aligned(ops, plan, view, own)
-            measured = merge_replicas(ops, own, aligned)
-            if plan.several:
-                replicas = aligned
-                used = steps.over(own, first_groups(measured, view.groups), replicas)
-        live = None
-        if plan.weighted:
-            live = ~ops.equal(used.count, 0)
-            used = _where_live(ops, live, used, old)
-        by = correct(ops, plan, view, x, old, parameters, constant(ops, used), live)
-        case = case._replace(activation=by.activation)
-        y = steps.standardize(values, case, used, by.scale, by.offset, live, replicas)
-    if by.after is not None:
-        y = _leaving_out(ops, given, values, by.after(y))
-    return ops.cast(y, ops.dtype(x)), measured
-
-
-def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
-    """The replicas; with ghost batches, they tell each other first how many these are."""
-    return plan.replicas if view.groups is None else ops.aligned(plan.replicas, own.mean)
-
-
-def _where_live(ops: Any, live: Tensor, measured: Moments, old: Rows) -> Moments:
-    """What normalizes: the batch's moments, and the moving statistics in groups without values."""
-    assert measured.remainder is not None
-    return Moments(
-        ops.where(live, measured.mean, old["moving_mean"]),
-        ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
-        ops.where(live, measured.variance, old["moving_variance"]),
-        measured.count,
-    )
-
-
-def _leaving_out(ops: Any, given: Operands, x: Tensor, y: Tensor) -> Tensor:
-    """y, constant where a value is excluded and not finite: what follows must not train there."""
-    if given.weights is None:
-        return y
-    values = given.view.apart(ops, x)
-    excluded = ops.equal(given.weights, 0) & ~ops.isfinite(values)
-    excluded = ops.reshape(excluded, ops.shape(x))
-    return ops.where(excluded, ops.stop_gradient(y), y)

@@ -96,19 +96,26 @@ def renorm_correction(
     Formula, with s = max(renorm_stddev, sqrt(epsilon)):
         r = clip(sqrt(variance + epsilon) / s, rmin, rmax)
         d = clip((mean - renorm_mean) / s, -dmax, dmax)
+    With renorm_momentum=None, renorm_mean is moving_mean and renorm_stddev is
+    sqrt(moving_variance + epsilon).
 
     Edge cases: s = 0, which takes epsilon = 0, gives r = 1 and d = 0.
 
     Reference: Ioffe 2017, algorithm 1.
     """
     epsilon = options.epsilon
-    reference = ops.maximum(state["renorm_stddev"], epsilon**0.5)
+    if options.renorm_remembers:
+        center, reference = state["renorm_mean"], state["renorm_stddev"]
+    else:
+        center = state["moving_mean"]
+        reference = ops.sqrt(ops.maximum(state["moving_variance"], 0.0) + epsilon)
+    reference = ops.maximum(reference, epsilon**0.5)
     unknown = None
     if epsilon == 0:  # after constant batches alone
         unknown = ops.equal(reference, 0)
         reference = ops.where(unknown, ops.ones_like(reference), reference)
     r = ops.sqrt(moments.variance + epsilon) / reference
-    d = ((moments.mean - state["renorm_mean"]) + moments.remainder) / reference
+    d = ((moments.mean - center) + moments.remainder) / reference
     bounds = _clipping(ops, options, state)
     if "rmin" in bounds:
         r = ops.maximum(r, bounds["rmin"])
@@ -126,7 +133,7 @@ def renorm_correction(
 def _clipping(ops: Any, options: Options, state: Rows) -> dict[str, Any]:
     """The bounds of this step: numbers, or tensors that broadcast to `[G, C]`."""
     bounds = {}
-    like = state["renorm_mean"]
+    like = state["moving_mean"]
     for name in CLIPPING_KEYS:
         value = (options.renorm_clipping or {}).get(name)
         if value is None:

@@ -33,7 +33,8 @@ def by_training(
     if decide(*how, True) == decide(*how, False):
         return way(False, x)
     shape, size = ops.shape(x), options.virtual_batch_size
-    if size is not None and not ops.is_tensor(shape[0]) and shape[0] % size:
+    strided = size is not None and options.ghost_order == "strided"
+    if strided and not ops.is_tensor(shape[0]) and shape[0] % size:
         message = indivisible(ops, options, shape)
         return way(False, ops.check(~training, ValueError, message, x))
 

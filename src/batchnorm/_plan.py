@@ -174,7 +174,7 @@ def _made(
         filled=sized and not weighted,
         replicas=replicas,
         vectors=_axes.parameter_shape(shape, axes),
-        needed=state_names(options),
+        needed=(*state_names(options), *(("num_updates",) if options.momentum is None else ())),
         plain=plain,
     )
 
@@ -215,12 +215,22 @@ def view_of(
     size = options.virtual_batch_size
     if size is None or not grouped:
         return _axes.view(shape, axes)
-    samples, message = shape[0], indivisible(ops, options, shape)
+    samples = shape[0]
+    if options.ghost_order == "chunks":
+        return _axes.view(shape, axes, *chunks(ops, samples, size), consecutive=True)
+    message = indivisible(ops, options, shape)
     if ops.is_tensor(samples):
         samples = ops.check(ops.equal(samples % size, 0), ValueError, message, samples)
     elif samples % size:
         raise ValueError(message)
     return _axes.view(shape, axes, size, samples // size)
+
+
+def chunks(ops: Any, samples: Any, size: int) -> tuple[Any, Any]:
+    """Samples in each chunk but the last, and how many chunks; as even as torch.chunk's."""
+    groups = (samples + size - 1) // size
+    groups = ops.maximum(groups, 1) if ops.is_tensor(samples) else max(groups, 1)
+    return (samples + groups - 1) // groups, groups
 
 
 def indivisible(ops: Any, options: Options, shape: tuple[Any, ...]) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 HERE = Path(__file__).parent
 MODES = ("auto", "never", "require")
 
@@ -22,6 +22,11 @@ _PROTOTYPES = {  # i int, n int64, d double, p pointer, s sizes: first dtype, th
     "bn_backward": "ispppsppppdppipippp",
     "bn_backward_sums": "ispppspppdppipp",
     "bn_backward_input": "ispppsppppdppipippp",
+    "bn_standardize_add": "ispppspppdppip",
+    "bn_forward_add": "ispppsdppippppp",
+    "bn_backward_add": "isppppsppppdppipipppp",
+    "bn_backward_sums_add": "isppppspppdppipp",
+    "bn_backward_input_add": "isppppsppppdppipipppp",
     "bn_remember": "innppppdiipppppp",
 }
 _TYPES = {

@@ -25,9 +25,15 @@ PROTOCOL = (
     "aligned", "all_gather", "replicas",
     # array operations; sums keep the dimensions, `long_sum` is exact for many
     "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
+<<<<<<< HEAD
     "is_tensor", "isfinite", "long_sum", "maximum", "minimum", "multiply", "ones_like", "pin", "reshape",
     "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose", "where", "wide_sum",
     "zeros_like",
+=======
+    "indices", "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin",
+    "products", "reshape", "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose",
+    "where", "wide_sum", "zeros_like",
+>>>>>>> main
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it

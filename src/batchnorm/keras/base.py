@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
@@ -15,8 +15,10 @@ from batchnorm._arguments import resolve_training
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
 from batchnorm._statistics import state_names
+from batchnorm._types import GhostOrder, OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
 from batchnorm.backends import backend_of, why_not
 from batchnorm.keras import variables
+from batchnorm.keras.keywords import LayerKeywords
 from batchnorm.keras.options import (
     SAVED,
     arguments,
@@ -26,9 +28,6 @@ from batchnorm.keras.options import (
     returning_tensors,
 )
 from batchnorm.keras.recomputing import States
-
-# What `keras.layers.Layer` takes besides the arguments that are named here.
-_LAYER_KEYWORDS = {"activity_regularizer", "autocast", "dtype", "input_dim", "input_shape"}
 
 
 @keras.saving.register_keras_serializable(package="batchnorm")
@@ -56,10 +55,13 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: as in Keras.
         renorm, renorm_clipping, renorm_momentum: batch renormalization. Clipping values may be
             numbers, tensors, or functions of the step such as a
-            `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the layer.
+            `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the layer. With
+            `renorm_momentum=None` it pulls to the moving statistics and keeps none of its own.
         fused: None takes the fastest path that is right, True insists on a native kernel, False
             never takes one.
         virtual_batch_size: the size of ghost batches.
+        ghost_order: "strided", as in the originals, or "chunks": consecutive samples, the last
+            group smaller, remembered one after the other.
         adjustment: a function of the shape that returns (scale, bias). It is not saved.
         synchronized: take statistics over all replicas: True, or what names them on torch and JAX.
         unbiased_moving_variance: remember variance * N / (N - 1).
@@ -79,7 +81,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     def __init__(
         self,
         axis: int | Sequence[int] = -1,
-        momentum: float = 0.99,
+        momentum: float | None = 0.99,
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
@@ -93,7 +95,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         gamma_constraint: Any = None,
         renorm: bool = False,
         renorm_clipping: Mapping[str, Any] | None = None,
-        renorm_momentum: float = 0.99,
+        renorm_momentum: float | None = 0.99,
         fused: bool | None = None,
         trainable: bool = True,
         virtual_batch_size: int | None = None,
@@ -103,15 +105,16 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         synchronized: Any = False,
         unbiased_moving_variance: bool = False,
         pooled_moving_variance: bool = False,
-        statistics: str = "auto",
-        update_statistics: bool | str = "auto",
-        on_nonfinite: str = "skip",
-        zero_debias: bool | str = False,
+        statistics: Statistics = "auto",
+        update_statistics: UpdateStatistics = "auto",
+        on_nonfinite: OnNonfinite = "skip",
+        zero_debias: ZeroDebias = False,
         train_parameters: bool = True,
         activation: Any = None,
-        **kwargs: Any,
+        ghost_order: GhostOrder = "strided",
+        **kwargs: Unpack[LayerKeywords],
     ) -> None:
-        if unknown := sorted(set(kwargs) - _LAYER_KEYWORDS):
+        if unknown := sorted(set(kwargs) - set(LayerKeywords.__annotations__)):
             raise TypeError(
                 f"{type(self).__name__}: the keyword arguments must be known ones; got {unknown}."
             )
@@ -137,6 +140,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.renorm_momentum = renorm_momentum
         self.fused = fused
         self.virtual_batch_size = virtual_batch_size
+        self.ghost_order = ghost_order
         self.adjustment = adjustment
         self.synchronized = synchronized
         self.unbiased_moving_variance = unbiased_moving_variance

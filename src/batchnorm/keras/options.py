@@ -17,6 +17,7 @@ SAVED = (
     "renorm_momentum",
     "fused",
     "virtual_batch_size",
+    "ghost_order",
     "synchronized",
     "unbiased_moving_variance",
     "pooled_moving_variance",

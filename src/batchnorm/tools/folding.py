@@ -2,54 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from batchnorm.tools.data import Batches
+from batchnorm.tools.folds import Folding
 from batchnorm.tools.norms import is_keras
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A layer that stayed, and why."""
-
-    layer: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.layer}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Folding:
-    """What `fold` did: the attribute `folding` of the model that it returned.
-
-    Attributes:
-        folded: pairs (batch-normalization layer, the layer that took it in).
-        refused: the layers that stayed.
-        difference: the largest |output after - before| over the data, divided by the largest
-            |output before|; None without data, NaN where only one of the two is NaN.
-    """
-
-    folded: tuple[tuple[str, str], ...]
-    refused: tuple[Refusal, ...]
-    difference: float | None
-
-    def table(self) -> Table:
-        """What was folded and what was not, for the terminal."""
-        words = "" if self.difference is None else f"; outputs differ by {self.difference:.1e}"
-        title = f"Folded {len(self.folded)}, kept {len(self.refused)}{words}"
-        result = Table(title=title, title_justify="left")
-        result.add_column("layer", no_wrap=True)
-        result.add_column("into, or why not")
-        for name, into in self.folded:
-            result.add_row(name, into)
-        for one in self.refused:
-            result.add_row(one.layer, f"[red]kept:[/red] {one.reason}")
-        return result
 
 
 def fold(model: Any, data: Any = None, steps: int | None = None, *, batch_size: int = 32) -> Any:

@@ -223,7 +223,7 @@ def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results
 
         def proceed(mean: Any = None, variance: Any = None, training: bool | None = None) -> Any:
             if mean is not None:
-                norm.place(mean, variance)
+                norm.set_device_statistics(mean, variance)
             extra = {} if training is None else {"training": training}
             return original(*args, **{**kwargs, **extra})
 

@@ -17,7 +17,8 @@ from batchnorm.tools.norms import copied, find
 from batchnorm.tools.pooling import Pool
 from batchnorm.tools.profile import Profile
 from batchnorm.tools.progress import shown
-from batchnorm.tools.report import Report, row_of
+from batchnorm.tools.report import Report
+from batchnorm.tools.rows import row_of
 
 SAMPLES, POSITIONS = 8, 16  # of a batch, that drift and histograms are taken from
 DENSE_SAMPLES = 64  # where a sample has one position only
@@ -86,14 +87,14 @@ class _Inspection:
 
 def _as_in_training(call: Call) -> tuple[Any, Any]:
     norm, moments = call.norm, call.moments()
-    if not norm.uses_batch():
+    if not norm.decides(True)[0]:
         y = call.proceed()
     elif norm.own_training():
         y = call.proceed(training=True)
     else:
         ops = backend_of(moments.mean)
         filled = moments.count > 0
-        mean, variance = norm.held(ops.dtype(moments.mean))
+        mean, variance = norm.device_statistics(ops.dtype(moments.mean))
         y = call.proceed(
             ops.where(filled, moments.mean + moments.remainder, mean),
             ops.where(filled, moments.variance, variance),
@@ -111,7 +112,7 @@ class _Seen:
 
     def __init__(self, norm: Norm) -> None:
         self._norm = norm
-        channels = len(norm.statistics()[0])
+        channels = len(norm.host_statistics()[0])
         self._pool = Pool(channels, "exact", None, False)
         self._within, self._weight = np.zeros(channels), np.zeros(channels)
         self._difference = self._spread = 0.0
@@ -151,7 +152,7 @@ class _Seen:
         return last.reshape(-1, channels)
 
     def profile(self) -> Profile:
-        moving_mean, moving_variance = self._norm.statistics()
+        moving_mean, moving_variance = self._norm.host_statistics()
         nothing = np.where(self._pool.count > 0, 0.0, np.nan)
         weight = np.where(self._weight > 0, self._weight, 1)
         if self._difference == 0:
@@ -165,7 +166,7 @@ class _Seen:
             within=self._within / weight + nothing,
             moving_mean=moving_mean,
             moving_variance=moving_variance,
-            poisoned=self._norm.poisoned(),
+            poisoned=self._norm.unsound(),
             not_finite=self._pool.skipped,
             values=self._values,
             rows=self._rows,

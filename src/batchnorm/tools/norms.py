@@ -64,32 +64,20 @@ def _keras_norms(model: Any, owner: str) -> list[Norm]:
     ]
     if layers and not all(layer.built for layer in layers):
         raise _unbuilt(owner, next(layer.name for layer in layers if not layer.built))
-    from batchnorm.tools.norm_keras import KerasNorm, OwnNorm
+    from batchnorm.tools.norm_keras import norm_of
 
-    ours = sys.modules.get("batchnorm.keras.base")
     names = _names(layers, lambda layer: layer.name, lambda layer: getattr(layer, "path", None))
-    return [
-        OwnNorm(layer, name)
-        if ours is not None and isinstance(layer, ours.BatchNormalizationBase)
-        else KerasNorm(layer, name)
-        for layer, name in zip(layers, names, strict=True)
-    ]
+    return [norm_of(layer, name) for layer, name in zip(layers, names, strict=True)]
 
 
 def _torch_norms(model: Any, owner: str) -> list[Norm]:
-    from batchnorm.tools.norm_torch import TorchNorm
+    from batchnorm.tools import norm_torch
 
-    torch = sys.modules["torch"]
-    kind, lazy = torch.nn.modules.batchnorm._BatchNorm, torch.nn.parameter.UninitializedBuffer
-    found = {
-        name or type(module).__name__: module
-        for name, module in model.named_modules()
-        if isinstance(module, kind) and module.running_mean is not None
-    }
+    found = norm_torch.modules(model)
     for name, module in found.items():
-        if isinstance(module.running_mean, lazy):
+        if not norm_torch.is_built(module):
             raise _unbuilt(owner, name)
-    return [TorchNorm(module, name, model.training) for name, module in found.items()]
+    return [norm_torch.TorchNorm(module, name, model.training) for name, module in found.items()]
 
 
 def _unbuilt(owner: str, name: str) -> ValueError:

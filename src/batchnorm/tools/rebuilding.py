@@ -10,11 +10,11 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm.keras import BatchNormalizationBase
-from batchnorm.tools.folding import Refusal
+from batchnorm.tools.folds import Refusal
 from batchnorm.tools.graph import Graph
 from batchnorm.tools.linear import Weights, channel_axis, is_linear, why_not_before
 from batchnorm.tools.norm import Array
-from batchnorm.tools.norm_keras import KerasNorm
+from batchnorm.tools.norm_keras import KerasNorm, norm_of
 
 Normalization = keras.layers.BatchNormalization
 
@@ -129,9 +129,10 @@ class Rebuilding:
         if len(node.input_tensors) > 1:
             return "it takes more inputs than one"
         if isinstance(layer, BatchNormalizationBase):
-            if layer.statistics == "batch":
+            batch, update = norm_of(layer, layer.name).decides(False)
+            if batch:
                 return "it normalizes with the batch (statistics='batch')"
-            if layer.update_statistics is True:
+            if update:
                 return "inference updates its statistics (update_statistics=True)"
             if not isinstance(layer.axis, int) and len(layer.axis) > 1:
                 return f"it normalizes several axes: {list(layer.axis)}"
@@ -281,8 +282,8 @@ def functional(model: Any) -> Any:
 def _affine(layer: Any) -> tuple[Array, Array]:
     """a and b of y = a * x + b: what the layer is in inference, in float64."""
     norm = KerasNorm(layer, layer.name)
-    mean, variance = norm.statistics()
-    gamma, beta = norm.parameters()
+    mean, variance = norm.host_statistics()
+    gamma, beta = norm.host_parameters()
     with np.errstate(all="ignore"):
         a = (1.0 if gamma is None else gamma) / np.sqrt(variance + norm.epsilon)
         return a, (0.0 if beta is None else beta) - mean * a
@@ -309,10 +310,10 @@ def _misfit(chain: Chain, layer: Any) -> bool:
 def _merge_into(new: Any, old: Any, chain: Chain) -> None:
     """Makes a clone of the chain's first layer do what the whole chain does."""
     norm = KerasNorm(old, old.name)
-    mean, variance = norm.statistics()
+    mean, variance = norm.host_statistics()
     deviation = np.sqrt(variance + norm.epsilon)
     target = KerasNorm(new, new.name)
-    target.assign(mean, variance)
+    target.set_host_statistics(mean, variance)
     for variable, value in (
         (new.gamma, chain.a * deviation),
         (new.beta, chain.b + chain.a * mean),

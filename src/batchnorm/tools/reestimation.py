@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,11 @@ from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.pooling import METHODS, Pool, across_replicas, of_all_replicas, pool
 from batchnorm.tools.progress import shown
+from batchnorm.tools.result import Result
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerChange:
     """What became of one layer.
 
     Attributes:
@@ -41,21 +42,30 @@ class Layer:
     skipped: int
     kept: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: the mean moved by {self.mean_change:.3g} standard deviations, the "
+            f"logarithm of the variance by {self.log_variance_change:.3g} at most; from "
+            f"{self.values:g} values per channel."
+        )
+
 
 @dataclass(frozen=True)
-class Reestimation:
+class Reestimation(Result):
     """What `reestimate` did: a row for each layer, in the order in which the model calls them."""
 
     method: str
     batches: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerChange, ...]
     never_called: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def sentences(self) -> list[str]:
+        return [
+            *(str(row) for row in self.layers),
+            *(f"{name}: never called; it keeps what it had." for name in self.never_called),
+        ]
 
     def table(self) -> Table:
-        """The rows as a table for the terminal."""
         title = f"Re-estimated ({self.method}) from {self.batches} batches"
         result = Table(title=title, title_justify="left")
         result.add_column("layer", no_wrap=True)
@@ -74,9 +84,9 @@ class Reestimation:
 def reestimate(
     model: Any,
     data: Any,
-    method: str = "exact",
     steps: int | None = None,
     *,
+    method: str = "exact",
     batch_size: int = 32,
     layer_by_layer: bool = False,
     pattern: str | None = None,
@@ -151,7 +161,7 @@ def _estimate(
 
 
 @contextlib.contextmanager
-def reestimated(model: Any, data: Any, method: str = "exact", **options: Any) -> Iterator[Any]:
+def reestimated(model: Any, data: Any, steps: int | None = None, **options: Any) -> Iterator[Any]:
     """`with reestimated(model, data):` the model has re-estimated statistics inside, its own after.
 
     Takes the arguments of `reestimate`; gives what that returned.
@@ -161,29 +171,29 @@ def reestimated(model: Any, data: Any, method: str = "exact", **options: Any) ->
     """
     norms = find(model, "reestimate", options.get("pattern"))
     with kept(norms):
-        yield reestimate(model, data, method, **options)
+        yield reestimate(model, data, steps, **options)
 
 
 @contextlib.contextmanager
 def kept(norms: Sequence[Norm]) -> Iterator[None]:
     """Whatever happens inside, the layers remember afterwards what they did before."""
-    states = [norm.state() for norm in norms]
+    states = [norm.memory() for norm in norms]
     try:
         yield
     finally:
         for norm, state in zip(norms, states, strict=True):
-            norm.restore(state)
+            norm.set_memory(state)
 
 
 @contextlib.contextmanager
 def kept_if_raised(norms: Sequence[Norm]) -> Iterator[None]:
     """If anything is raised inside, the layers remember what they did before."""
-    states = [norm.state() for norm in norms]
+    states = [norm.memory() for norm in norms]
     try:
         yield
     except BaseException:
         for norm, state in zip(norms, states, strict=True):
-            norm.restore(state)
+            norm.set_memory(state)
         raise
 
 
@@ -234,19 +244,21 @@ class _Estimation:
         missed = [norm.name for i, norm in enumerate(self._norms) if i not in called]
         return Reestimation(self._method, read, rows, tuple(missed))
 
-    def _settle(self, norm: Norm, pooled: Pool) -> Layer:
-        old_mean, old_variance = norm.statistics()
+    def _settle(self, norm: Norm, pooled: Pool) -> LayerChange:
+        old_mean, old_variance = norm.host_statistics()
         mean, variance = pooled.final()
         some = pooled.count > 0
         mean, variance = np.where(some, mean, old_mean), np.where(some, variance, old_variance)
-        norm.assign(mean, variance)
+        norm.set_host_statistics(mean, variance)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             moved = (mean - old_mean) / np.sqrt(variance + norm.epsilon)
             ratio = np.log((variance + norm.epsilon) / (old_variance + norm.epsilon))
             mean_change = float(np.sqrt(np.mean(moved**2))) if len(moved) else 0.0
         change = float(np.max(np.abs(ratio), initial=0.0))
         skipped = int(pooled.skipped.max(initial=0))
-        return Layer(norm.name, pooled.values, mean_change, change, skipped, int((~some).sum()))
+        return LayerChange(
+            norm.name, pooled.values, mean_change, change, skipped, int((~some).sum())
+        )
 
     def _look(self, batches: Batches) -> int:
         """Learns from one batch in which order the model calls its layers; 0 if there is none."""
@@ -260,7 +272,7 @@ class _Estimation:
         return functools.reduce(in_one_order, of_all_replicas(self._program.order), [])
 
     def _empty_pool(self, norm: Norm) -> Pool:
-        return Pool(len(norm.statistics()[0]), self._method, norm.momentum, norm.unbiased)
+        return Pool(len(norm.host_statistics()[0]), self._method, norm.momentum, norm.unbiased)
 
     def _read(self, batch: Any, measured: Sequence[int], placed: Sequence[int]) -> None:
         (results,) = self._program(batch, self._given(measured, placed))
@@ -288,7 +300,7 @@ def _visit(method: str, call: Call) -> tuple[Any, Any]:
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
     """Mean and variance of what was pooled and this batch; where that is nothing, the layer's."""
     ops = backend_of(new.mean)
-    operands = [*new, *before, adds, *norm.held(ops.dtype(new.mean))]
+    operands = [*new, *before, adds, *norm.device_statistics(ops.dtype(new.mean))]
     arrays = ops.on_host(operands)
     if arrays is None:
         return _running(ops, operands, method, norm.momentum)

@@ -74,7 +74,20 @@ def sum(x: jax.Array, axes: Any) -> jax.Array:
     return jnp.sum(x, axes, keepdims=True)
 
 
+<<<<<<< HEAD
 long_sum = sum
+=======
+def products(x: jax.Array) -> jax.Array:
+    """Of each row and all behind it."""
+    return jnp.cumprod(x[::-1], 0)[::-1]
+
+
+def indices(x: jax.Array) -> jax.Array:
+    """The numbers of x's rows, `[G, 1]`."""
+    return jnp.arange(x.shape[0], dtype=x.dtype)[:, None]
+
+
+>>>>>>> main
 wide_sum = sum  # no float64 without jax_enable_x64
 
 

@@ -116,6 +116,7 @@ def sum(x: tf.Tensor, axes: Any) -> tf.Tensor:
     return tf.reduce_sum(x, axes, keepdims=True)
 
 
+<<<<<<< HEAD
 def long_sum(x: tf.Tensor, axes: Any) -> tf.Tensor:
     """The sum of many numbers, exact: relative to their average, so that it stays near zero.
 
@@ -132,6 +133,16 @@ def _number(x: tf.Tensor, axes: Any) -> tf.Tensor:
     for axis in axes:
         number = number * sizes[axis]
     return tf.cast(number, x.dtype)
+=======
+def products(x: tf.Tensor) -> tf.Tensor:
+    """Of each row and all behind it."""
+    return tf.math.cumprod(x, 0, reverse=True)
+
+
+def indices(x: tf.Tensor) -> tf.Tensor:
+    """The numbers of x's rows, `[G, 1]`."""
+    return tf.cast(tf.range(tf.shape(x)[0]), x.dtype)[:, None]
+>>>>>>> main
 
 
 def wide_sum(x: tf.Tensor, axes: Any) -> tf.Tensor:

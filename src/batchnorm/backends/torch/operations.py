@@ -95,6 +95,16 @@ def sum(x: torch.Tensor, axes: Any) -> torch.Tensor:
 long_sum = sum  # torch adds in cascades
 
 
+def products(x: torch.Tensor) -> torch.Tensor:
+    """Of each row and all behind it."""
+    return torch.cumprod(x.flip(0), 0).flip(0)
+
+
+def indices(x: torch.Tensor) -> torch.Tensor:
+    """The numbers of x's rows, `[G, 1]`."""
+    return torch.arange(len(x), dtype=x.dtype, device=x.device)[:, None]
+
+
 wide_sum = sum  # torch adds in cascades: float32 is close enough for a shift
 
 

@@ -50,6 +50,7 @@ class Ready:
             and vector.numel() == self.length
             and vector.is_contiguous()
             and vector.is_cpu
+            and not vector.is_neg()
         )
 
 
