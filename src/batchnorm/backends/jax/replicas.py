@@ -6,7 +6,6 @@ exchanges what that takes, and statistics are global whatever `synchronized` say
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +22,6 @@ class Replicas(NamedTuple):
     def all_reduce(self, x: jax.Array) -> jax.Array:
         """The sum of x over the replicas, and of its derivatives."""
         return all_reduce(x, self)
-
-    def sum_of_zeros(self, x: jax.Array) -> jax.Array:
-        """The sum over the replicas of an x that is 0 on each: x, with the sum's derivative."""
-        return _sum_of_zeros(self, x)
 
 
 def replicas(synchronized: Any, owner: str) -> Replicas | None:
@@ -79,15 +74,3 @@ def all_gather(x: jax.Array, replicas: Replicas) -> jax.Array:
 def all_reduce(x: jax.Array, replicas: Replicas) -> jax.Array:
     """The sum of x over the replicas, and of its derivatives."""
     return vary(jax.lax.psum(x, replicas.axis), varying(x))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sum_of_zeros(replicas: Replicas, x: jax.Array) -> jax.Array:
-    return x
-
-
-@_sum_of_zeros.defjvp
-def _change_of_sum(replicas: Replicas, at: Any, change: Any) -> Any:
-    (x,), (dx,) = at, change
-    # not x itself: its second derivative would not be summed
-    return _sum_of_zeros(replicas, x), all_reduce(dx, replicas)

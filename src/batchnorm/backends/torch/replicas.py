@@ -33,10 +33,6 @@ class Replicas(NamedTuple):
         """The sum of x over the replicas, and of its derivatives."""
         return all_reduce(x, self)
 
-    def sum_of_zeros(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over the processes of an x that is 0 on each: x, with the sum's derivative."""
-        return _SumOfZeros.apply(x, self)
-
 
 def replicas(synchronized: Any, owner: str) -> Replicas | None:
     """The processes that `synchronized` names; None where that is this one alone.
@@ -140,17 +136,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         return _Sum.apply(dy, ctx.replicas), None
-
-
-class _SumOfZeros(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
-        ctx.replicas = replicas
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> Any:
-        return all_reduce(dy, ctx.replicas), None
 
 
 # Backends do not compare sizes: gloo aborts the process or returns another process's memory
