@@ -110,17 +110,17 @@ def plan(ops: Any, options: Options, x: Tensor, training: bool, weighted: bool) 
     reason = "fused is False." if options.fused is False else ops.why_not(x)
     replicas = None
     if options.synchronized and (batch or update):
-        replicas = ops.replicas(options.synchronized, options.owner)
+        replicas = ops.find_replicas(options.synchronized, options.owner)
     traced = ops.traced(x)
     known = (ops.dtype(x), batch, update, weighted, reason, traced, replicas)
     if traced:  # once: nothing to gain, and compilers stumble over what is kept
         return _made(ops, options, shape, *known)
     kept = options.plans
-    found: Plan | None = kept.get((shape, known))
+    found: Plan | None = kept.get((ops, shape, known))
     if found is None:
         if len(kept) >= KEPT:
             kept.clear()
-        found = kept[shape, known] = _made(ops, options, shape, *known)
+        found = kept[ops, shape, known] = _made(ops, options, shape, *known)
     return found
 
 

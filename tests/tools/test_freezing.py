@@ -291,10 +291,12 @@ def test_explain_knows_kerass_own_layer():
     )
 
 
-def test_explain_names_the_path_and_counts_updates():
+def test_explain_names_the_path_and_the_plan_and_counts_updates():
     layer = BatchNormalization(fused=False)
     layer(X, training=True)
     assert batchnorm.explain(layer).endswith(
-        "It runs on composite operations. Not on our fused kernels: fused is False. It has counted "
-        "1 update of its statistics."
+        "It runs on composite operations. Not on our fused kernels: fused is False. Its last call "
+        "followed Plan(way='at once', batch=True, update=True, kernels=False, "
+        f"reason='fused is False.', shape={X.shape}, axes=({X.ndim - 1},), dtype='float32', "
+        "options=(fused=False)). It has counted 1 update of its statistics."
     )

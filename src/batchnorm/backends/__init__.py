@@ -22,12 +22,12 @@ PROTOCOL = (
     # who is calling, and where
     "UNAVAILABLE", "recomputing", "traced", "why_not",
     # replicas
-    "aligned", "all_gather", "replicas",
+    "aligned", "all_gather", "find_replicas",
     # array operations; `sum`, and `long_sum` and `mean` of many numbers, keep the dimensions
     "add_product", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal",
     "full", "indices", "is_tensor", "isfinite", "long_sum", "maximum", "mean", "minimum", "near",
-    "ones_like", "pin", "product", "products", "reshape", "rsqrt", "runtime_shape", "shape", "sqrt",
-    "stop_gradient", "subtract", "sum", "transpose", "where", "zeros_like",
+    "ones_like", "pin", "product", "products", "relu", "reshape", "rsqrt", "runtime_shape", "shape",
+    "sqrt", "stop_gradient", "subtract", "sum", "transpose", "where", "zeros_like",
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it
@@ -56,6 +56,14 @@ def backend_of(x: Any) -> ModuleType:
         f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
         "for example with jax.numpy.asarray."
     )
+
+
+def recorder_of(x: Any) -> Any:
+    """What records a call for an x that stands for a tensor, torch.fx's Proxy; None for others."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(x, torch.fx.Proxy):
+        return None
+    return importlib.import_module("batchnorm.backends.torch.symbolic").record
 
 
 def _backend(framework: str) -> ModuleType:

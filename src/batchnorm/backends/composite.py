@@ -9,11 +9,13 @@ second derivatives wrong, D31).
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from batchnorm._moments import Moments
 
 Tensor = Any
+SMALLEST = 1.2e-38  # what float32 holds with all its digits: below, epsilon may vanish
 
 
 class Case(NamedTuple):
@@ -43,15 +45,22 @@ class Factors(NamedTuple):
 class Steps:
     """Moments and standardization in the operations of one framework.
 
-    The kernels of a framework have the same methods. `derived` is `differentiable` with a
-    derivative of the framework's own, which keeps x and vectors; `remember` does the plain moving
-    averages in fewer operations where it can.
+    The kernels of a framework have the same methods. What is a framework's own: `affine` for
+    `affine_map` where it has better operations; `derived`, which is `differentiable` with one
+    derivative that keeps x and vectors; `remember`, the plain moving averages in fewer operations.
     """
 
     whole = None
 
-    def __init__(self, ops: Any, derived: Any = None, remember: Any = None) -> None:
+    def __init__(
+        self,
+        ops: Any,
+        affine: Callable[..., Tensor] | None = None,
+        derived: Callable[..., Tensor] | None = None,
+        remember: Callable[..., Any] | None = None,
+    ) -> None:
         self.ops = ops
+        self.affine = affine or functools.partial(affine_map, ops)
         self._derived = derived or functools.partial(differentiable, ops)
         self._remember = remember
 
@@ -83,7 +92,10 @@ class Steps:
         self, x: Tensor, case: Case, used: Moments, scale: Tensor | None, offset: Tensor | None
     ) -> Tensor:
         """An affine map on x's own shape: `standardize` with statistics that are constants."""
-        return standardize(self.ops, x, case, used, scale, offset)
+        if case.weights is not None:  # what is left out may not be finite
+            return standardize(self.ops, x, case, used, scale, offset)
+        y = self.affine(x, case.view, used.mean, used.variance, scale, offset, case.epsilon)
+        return activated(self.ops, y, case.activation)
 
     def remember(
         self, state: Any, measured: Moments, momentum: float, unbiased: bool, propagate: bool
@@ -333,10 +345,36 @@ def factors_of(ops: Any, variance: Tensor, scale: Tensor | None, epsilon: Any) -
     return Factors(inverse, inverse if scale is None else inverse * scale)
 
 
+def affine_map(
+    ops: Any,
+    x: Tensor,
+    view: Any,
+    mean: Tensor,
+    variance: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    epsilon: float,
+) -> Tensor:
+    """y = (x - mean) * factor + offset on x's own dimensions, in x's type.
+
+    A program that leaves the process holds these three operations, and vectors that it can fold
+    into constants. The mean is subtracted first: `x * factor + (offset - mean * factor)` is one
+    operation less and loses all digits that |mean| / stddev has.
+
+    Shapes: vectors `[G, C]` or `(C,)`.
+    """
+    factor = view.spread(ops, factors_of(ops, variance, scale, epsilon).slope)
+    wide = ops.cast(x, statistics_dtype(ops.dtype(x)))
+    y = (wide - view.spread(ops, mean)) * factor
+    if offset is not None:
+        y = y + view.spread(ops, offset)
+    return ops.cast(y, ops.dtype(x))
+
+
 def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(variance + epsilon), and 0 where that would divide by zero."""
     total = variance + epsilon
-    if isinstance(epsilon, float) and epsilon > 0:
+    if isinstance(epsilon, float) and epsilon >= SMALLEST:
         return ops.rsqrt(total)
     constant = ops.equal(total, 0)
     one = ops.ones_like(total)
@@ -360,4 +398,4 @@ def activated(ops: Any, y: Tensor, activation: str | None) -> Tensor:
     """The activation of y; NaN stays NaN, and the slope of ReLU at 0 is 0."""
     if activation is None:
         return y
-    return ops.where(y <= 0, ops.zeros_like(y), y)
+    return ops.relu(y)

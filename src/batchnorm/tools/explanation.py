@@ -30,6 +30,8 @@ def sentences(norm: Norm) -> str:
     words.append(f"It runs on {path}.")
     if reason:
         words.append(f"Not on our fused kernels: {reason}")
+    if (plan := norm.last_plan()) is not None:
+        words.append(f"Its last call followed {plan!r}.")
     return " ".join([*words, *_counted(norm)])
 
 

@@ -27,8 +27,8 @@ def freeze(model: Any, what: str = "both", pattern: str | None = None) -> list[s
     cloning, saving and loading. On Keras' own layer it is `trainable=False`, which freezes both or
     neither. A PyTorch module keeps its class; it ignores `train()`, its copies, pickles and
     scripted twins do so too, and parametrizations come and go. A `state_dict` holds numbers only,
-    so freeze again after loading one into a new model. torch's own `convert_sync_batchnorm` builds
-    modules that are not frozen: convert first, then freeze.
+    so freeze again after loading one into a new model. What builds modules anew, such as
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, builds them not frozen: convert first.
 
     Keras models that were compiled, those around `model` too, go on with the next `fit`: steps are
     traced anew, and where parameters were frozen the optimizer is another object, with the same

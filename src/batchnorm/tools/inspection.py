@@ -8,7 +8,7 @@ import numpy as np
 
 from batchnorm._moments import Moments
 from batchnorm.backends import backend_of
-from batchnorm.tools.data import Batches, rows
+from batchnorm.tools.data import Batches, Caller, rows
 from batchnorm.tools.diagnosis import diagnose
 from batchnorm.tools.forward import Call
 from batchnorm.tools.keeping import program
@@ -25,7 +25,14 @@ DENSE_SAMPLES = 64  # where a sample has one position only
 KEPT = 16  # batches whose samples are kept for histograms
 
 
-def inspect(model: Any, data: Any, steps: int | None = None, *, batch_size: int = 32) -> Report:
+def inspect(
+    model: Any,
+    data: Any,
+    steps: int | None = None,
+    *,
+    batch_size: int = 32,
+    call: Caller | None = None,
+) -> Report:
     """Runs data through the model as in training and as in evaluation; says what is wrong where.
 
     The model is not changed. "As in training" means that each batch-normalization layer normalizes
@@ -43,13 +50,14 @@ def inspect(model: Any, data: Any, steps: int | None = None, *, batch_size: int 
         data: arrays, or batches; see `batchnorm.tools.data.Batches`.
         steps: batches to read at most.
         batch_size: rows of a batch, where data is not in batches yet.
+        call: `call(model, batch)` calls the model, where it takes more than a batch is by itself.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be.
     """
     norms = find(model, "inspect")
-    batches = Batches(model, data, batch_size, steps, "inspect")
-    inspection = _Inspection(model, norms)
+    batches = Batches(model, data, batch_size, steps, "inspect", call)
+    inspection = _Inspection(model, norms, call)
     for batch in shown(batches, "inspecting", batches.total):
         inspection.read(batch)
     if not inspection.batches:
@@ -58,9 +66,10 @@ def inspect(model: Any, data: Any, steps: int | None = None, *, batch_size: int 
 
 
 class _Inspection:
-    def __init__(self, model: Any, norms: list[Norm]) -> None:
+    def __init__(self, model: Any, norms: list[Norm], call: Caller | None) -> None:
         self._norms = norms
-        self._program = program(model, norms, "inspect", [_as_in_training, _as_in_evaluation])
+        visits = [_as_in_training, _as_in_evaluation]
+        self._program = program(model, norms, "inspect", visits, call)
         self._seen = [_Seen(norm) for norm in norms]
         self.batches = 0
 

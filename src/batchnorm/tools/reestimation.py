@@ -12,8 +12,8 @@ import numpy as np
 from rich.table import Table
 
 from batchnorm._moments import Moments
-from batchnorm.backends import backend_of, host
-from batchnorm.tools.data import Batches, check_again
+from batchnorm.backends import backend_of
+from batchnorm.tools.data import Batches, Caller, check_again
 from batchnorm.tools.forward import Call, in_one_order
 from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Norm
@@ -90,6 +90,7 @@ def reestimate(
     batch_size: int = 32,
     layer_by_layer: bool = False,
     pattern: str | None = None,
+    call: Caller | None = None,
 ) -> Reestimation:
     """Replaces the moving statistics by those of the data; returns what moved.
 
@@ -114,6 +115,7 @@ def reestimate(
         layer_by_layer: settle the layers one after the other, each with the earlier ones final;
             reads the data once for each layer.
         pattern: only layers whose names match, as file names do.
+        call: `call(model, batch)` calls the model, where it takes more than a batch is by itself.
 
     Edge cases: empty batches are passed over. Batches in which a channel is not finite are left
     out for that channel and reported. A channel that saw nothing keeps what it had. In several
@@ -131,17 +133,14 @@ def reestimate(
             f"reestimate: method must be one of {', '.join(map(repr, METHODS))}; got {method!r}."
         )
     norms = find(model, "reestimate", pattern)
-    batches = Batches(model, data, batch_size, steps, "reestimate")
+    batches = Batches(model, data, batch_size, steps, "reestimate", call)
     if layer_by_layer:
         check_again(data, "reestimate", " with layer_by_layer=True")
     return _estimate(model, norms, batches, method, layer_by_layer, "reestimate")
 
 
-def estimate(
-    model: Any, norms: list[Norm], data: Any, steps: int | None, batch_size: int, owner: str
-) -> Reestimation:
+def estimate(model: Any, norms: list[Norm], batches: Batches, owner: str) -> Reestimation:
     """`reestimate(method="exact")` of these layers alone, for a tool of that name."""
-    batches = Batches(model, data, batch_size, steps, owner)
     return _estimate(model, norms, batches, "exact", False, owner)
 
 
@@ -153,7 +152,7 @@ def _estimate(
     layer_by_layer: bool,
     owner: str,
 ) -> Reestimation:
-    estimation = _Estimation(model, norms, method)
+    estimation = _Estimation(model, norms, method, batches.call)
     read = estimation.one_by_one(batches) if layer_by_layer else estimation.together(batches)
     if not any(of_all_replicas(read)):
         raise ValueError(f"{owner}: data must hold at least one row; got none.")
@@ -200,10 +199,10 @@ def kept_if_raised(norms: Sequence[Norm]) -> Iterator[None]:
 class _Estimation:
     """The pools of all layers, and the passes that fill them."""
 
-    def __init__(self, model: Any, norms: list[Norm], method: str) -> None:
+    def __init__(self, model: Any, norms: list[Norm], method: str, call: Caller | None) -> None:
         self._model, self._norms, self._method = model, norms, method
         visit = functools.partial(_visit, method)
-        self._program = program(model, norms, f"reestimate {method}", [visit])
+        self._program = program(model, norms, f"reestimate {method}", [visit], call)
         self._pools = [self._empty_pool(norm) for norm in norms]
 
     def together(self, batches: Batches) -> int:
@@ -300,25 +299,12 @@ def _visit(method: str, call: Call) -> tuple[Any, Any]:
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
     """Mean and variance of what was pooled and this batch; where that is nothing, the layer's."""
     ops = backend_of(new.mean)
-    operands = [*new, *before, adds, *norm.device_statistics(ops.dtype(new.mean))]
-    arrays = ops.on_host(operands)
-    if arrays is None:
-        return _running(ops, operands, method, norm.momentum)
-    mean, variance = host.quietly(_running, host, arrays, method, norm.momentum)
-    return ops.asarray(mean, new.mean), ops.asarray(variance, new.mean)
-
-
-def _running(
-    ops: Any, operands: Sequence[Any], method: str, momentum: float | None
-) -> tuple[Any, Any]:
-    new, before = Moments(*operands[:4]), operands[4:8]
-    adds, own_mean, own_variance = operands[8:]
     dtype = ops.dtype(new.mean)
+    own_mean, own_variance = norm.device_statistics(dtype)
     old = Moments(*(ops.cast(part, dtype) for part in before))
     # for each channel: one may have left out batches that the others have
     count = ops.broadcast_to(new.count * ops.cast(adds, dtype), ops.shape(new.mean))
-    now = new._replace(count=count)
-    pooled = pool(ops, old, now, method, momentum)
+    pooled = pool(ops, old, new._replace(count=count), method, norm.momentum)
     mean, variance = pooled.mean + pooled.remainder, pooled.variance
     usable = (pooled.count > 0) & ops.isfinite(mean) & ops.isfinite(variance)
     return ops.where(usable, mean, own_mean), ops.where(usable, variance, own_variance)

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from batchnorm.tools.data import Batches, Caller
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.reestimation import Reestimation, estimate, kept_if_raised
@@ -85,7 +86,12 @@ class Repair(Result):
 
 
 def repair(
-    model: Any, data: Any = None, steps: int | None = None, *, batch_size: int = 32
+    model: Any,
+    data: Any = None,
+    steps: int | None = None,
+    *,
+    batch_size: int = 32,
+    call: Caller | None = None,
 ) -> Repair:
     """Replaces statistics that are NaN, infinite or negative; leaves sound layers alone.
 
@@ -96,7 +102,7 @@ def repair(
 
     Args:
         model: a built Keras model on any backend, or a PyTorch module.
-        data, steps, batch_size: as for `reestimate`.
+        data, steps, batch_size, call: as for `reestimate`.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be. The model is as it was then.
@@ -112,7 +118,8 @@ def repair(
                 np.where(lost, 0.0, mean), np.where(lost, 1.0, variance), poisoned
             )
         if data is not None and sick:
-            estimation = estimate(model, sick, data, steps, batch_size, "repair")
+            batches = Batches(model, data, batch_size, steps, "repair", call)
+            estimation = estimate(model, sick, batches, "repair")
     found = {} if estimation is None else {one.name: one for one in estimation.layers}
     layers, still = [], []
     for norm, (poisoned, lost) in zip(sick, masks, strict=True):

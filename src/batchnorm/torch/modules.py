@@ -210,7 +210,9 @@ class Modes(Remembering):
         """Refuses one value per channel in torch's words, unless other processes have more."""
         if x.shape[0] * math.prod(x.shape[2:]) == 1:
             options = self._options
-            if options.synchronized and backend_of(x).replicas(options.synchronized, options.owner):
+            if options.synchronized and backend_of(x).find_replicas(
+                options.synchronized, options.owner
+            ):
                 return
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.shape}"

@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from batchnorm._native.library import KernelsUnavailable, load, path_of
+from batchnorm._native.operands import KERNELS
 from batchnorm.backends.tensorflow.constants import constant
 
 load()  # its symbols are what the ops call
@@ -58,8 +59,21 @@ def _epsilon(epsilon: Any) -> tf.Tensor:
     return tf.convert_to_tensor(epsilon, tf.float64)
 
 
+def _call(name: str, given: Mapping[str, Any], **how: Any) -> Any:
+    """The op of a kernel, of operands by their names; an absent one is None, or not there."""
+    x = given["x"]
+    operands = {
+        one: _weights(x, given.get(one)) if one == "weights" else _given(x, given.get(one))
+        for one in KERNELS[name].takes.split()
+        if one not in ("sizes", "epsilon", "activation", "frozen")
+    }
+    if "epsilon" in how:
+        how["epsilon"] = _epsilon(how["epsilon"])
+    return getattr(_ops, f"batchnorm_{name}")(**operands, **how)
+
+
 def moments(x: tf.Tensor, weights: tf.Tensor | None) -> Any:
-    return _ops.batchnorm_moments(x=x, weights=_weights(x, weights))
+    return _call("moments", {"x": x, "weights": weights})
 
 
 def standardize(
@@ -70,14 +84,9 @@ def standardize(
     activation: int,
     frozen: bool,
 ) -> tf.Tensor:
-    return _ops.batchnorm_standardize(
-        x=x,
-        weights=_weights(x, weights),
-        **{name: _given(x, value) for name, value in given._asdict().items()},
-        epsilon=_epsilon(epsilon),
-        activation=activation,
-        frozen=frozen,
-    )
+    operands = {"x": x, "weights": weights, **given._asdict()}
+    how = {"epsilon": epsilon, "activation": activation, "frozen": frozen}
+    return _call("standardize", operands, **how)
 
 
 def forward(
@@ -88,14 +97,8 @@ def forward(
     epsilon: float,
     activation: int,
 ) -> Any:
-    return _ops.batchnorm_forward(
-        x=x,
-        weights=_weights(x, weights),
-        scale=_given(x, scale),
-        offset=_given(x, offset),
-        epsilon=_epsilon(epsilon),
-        activation=activation,
-    )
+    operands = {"x": x, "weights": weights, "scale": scale, "offset": offset}
+    return _call("forward", operands, epsilon=epsilon, activation=activation)
 
 
 def backward_sums(
@@ -106,15 +109,8 @@ def backward_sums(
     epsilon: float,
     activation: int,
 ) -> Any:
-    names = ("mean", "remainder", "variance", "scale", "offset")
-    return _ops.batchnorm_backward_sums(
-        x=x,
-        dy=dy,
-        weights=_weights(x, weights),
-        **{name: _given(x, getattr(given, name)) for name in names},
-        epsilon=_epsilon(epsilon),
-        activation=activation,
-    )
+    operands = {"x": x, "dy": dy, "weights": weights, **given._asdict()}
+    return _call("backward_sums", operands, epsilon=epsilon, activation=activation)
 
 
 def backward_input(
@@ -126,17 +122,9 @@ def backward_input(
     epsilon: float,
     activation: int,
 ) -> tf.Tensor:
-    sum_dy, sum_dy_xh = sums
-    return _ops.batchnorm_backward_input(
-        x=x,
-        dy=dy,
-        weights=_weights(x, weights),
-        **{name: _given(x, value) for name, value in given._asdict().items()},
-        sum_dy=sum_dy,
-        sum_dy_xh=sum_dy_xh,
-        epsilon=_epsilon(epsilon),
-        activation=activation,
-    )
+    operands = {"x": x, "dy": dy, "weights": weights, **given._asdict()}
+    operands |= dict(zip(("sum_dy", "sum_dy_xh"), sums, strict=True))
+    return _call("backward_input", operands, epsilon=epsilon, activation=activation)
 
 
 def backward(*operands: tf.Tensor, activation: int, frozen: bool) -> Any:

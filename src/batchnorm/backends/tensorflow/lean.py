@@ -87,7 +87,7 @@ def second(exact: Derivative, at: tuple[Any, ...], upstream: Slopes) -> list[tf.
 
     Nothing is upstream of a result that nobody uses, as in the gradient of a loop.
     """
-    # a loop of TensorFlow 1 hands values of the forward pass over as other tensors (v1 control flow)
+    # v1 loops hand values of the forward pass over as other tensors, of which no tape knows
     at = tuple(None if one is None else tf.identity(one) for one in at)
     with tf.GradientTape() as tape:
         tape.watch([one for one in at if one is not None])

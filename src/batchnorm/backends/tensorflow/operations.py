@@ -23,6 +23,7 @@ ones_like = tf.ones_like
 zeros_like = tf.zeros_like
 transpose = tf.transpose
 concatenate = tf.concat
+relu = tf.nn.relu
 
 
 def is_tensor(value: Any) -> bool:

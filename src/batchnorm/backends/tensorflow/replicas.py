@@ -25,7 +25,7 @@ class Replicas(NamedTuple):
         return all_reduce(x, self)
 
 
-def replicas(synchronized: Any, owner: str) -> Replicas | None:
+def find_replicas(synchronized: Any, owner: str) -> Replicas | None:
     """The replicas of the strategy around this call; None without one, or outside `strategy.run`.
 
     Raises:

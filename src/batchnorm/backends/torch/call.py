@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from batchnorm._native.library import DTYPES, check, load
+from batchnorm._native.operands import KERNELS
 
 kernels = load()
 HUGE = 2 << 20  # bytes of an output whose page faults may cost more than the kernel
+# What comes behind the operands that a `Call` holds itself: dtype, sizes, x, dy and weights.
+_REST = {
+    name: [one for one in kernel.c.split() if one not in ("dtype", "sizes", "x", "dy", "weights")]
+    for name, kernel in KERNELS.items()
+}
 CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
 
 
@@ -122,28 +128,6 @@ class Call:
         """The pointer of the groups' counts."""
         return self.vector(count, self.groups)
 
-    def standardizing(
-        self,
-        mean: Tensor,
-        remainder: Tensor | None,
-        variance: Tensor,
-        epsilon: float,
-        scale: Tensor | None,
-        offset: Tensor | None,
-        activation: int,
-    ) -> tuple[Any, ...]:
-        """What all kernels but `moments` and `forward` take, in their order."""
-        vector = self.vector
-        return (
-            vector(mean),
-            vector(remainder),
-            vector(variance),
-            epsilon,
-            vector(scale),
-            vector(offset),
-            activation,
-        )
-
     def fresh(self) -> Tensor:
         """An output like x."""
         out = like(self.x, self.given)
@@ -151,12 +135,7 @@ class Call:
             kernels.bn_advise_huge(out.data_ptr(), out.nbytes)
         return out
 
-    def fresh_moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean, remainder, variance and count, to be written."""
-        mean = self.x.new_empty(self.rows, dtype=self.dtype)
-        count = self.x.new_empty(self.groups, dtype=self.dtype)
-        return mean, torch.empty_like(mean), torch.empty_like(mean), count
-
-    def run(self, name: str, *rest: Any) -> None:
-        """Calls the kernel."""
-        check(kernels, getattr(kernels, name)(*self.first, *rest))
+    def run(self, name: str, given: Mapping[str, Any]) -> None:
+        """Calls the kernel with pointers and numbers by their names in C."""
+        rest = [given.get(one) for one in _REST[name]]
+        check(kernels, getattr(kernels, f"bn_{name}")(*self.first, *rest))

@@ -17,172 +17,84 @@ import torch
 from torch import Tensor
 
 from batchnorm._native.library import check
+from batchnorm._native.operands import KERNELS, Kernel
 from batchnorm.backends.torch import call
 from batchnorm.backends.torch.call import Call, arranged, like, statistics_type
 
-_X = "Tensor x, SymInt[] sizes"
-_MEAN = "Tensor mean, Tensor? remainder, Tensor variance"
-_AFFINE = "Tensor? scale, Tensor? offset"
-_DEFINITIONS = {
-    "moments": f"({_X}, Tensor? weights) -> (Tensor, Tensor, Tensor, Tensor)",
-    "standardize": f"({_X}, Tensor? weights, {_MEAN}, Tensor? count, {_AFFINE}, Tensor? live, "
-    "float epsilon, int activation, bool frozen) -> Tensor",
-    "forward": f"({_X}, Tensor? weights, {_AFFINE}, float epsilon, int activation) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "backward": f"({_X}, Tensor dy, Tensor? weights, {_MEAN}, Tensor? count, {_AFFINE}, "
-    "Tensor? live, float epsilon, int activation, bool frozen) -> (Tensor, Tensor, Tensor)",
-    "backward_sums": f"({_X}, Tensor dy, Tensor? weights, {_MEAN}, {_AFFINE}, float epsilon, "
-    "int activation) -> (Tensor, Tensor)",
-    "backward_input": f"({_X}, Tensor dy, Tensor? weights, {_MEAN}, Tensor count, {_AFFINE}, "
-    "Tensor? live, Tensor sum_dy, Tensor sum_dy_xh, float epsilon, int activation) -> Tensor",
-}
-_registry = torch.library.Library("batchnorm", "DEF")
-for _name, _schema in _DEFINITIONS.items():
-    _registry.define(_name + _schema)
+# How torch's schemas declare an operand; any other is a vector that may be absent.
+_DECLARED = {
+    "x": "Tensor", "dy": "Tensor", "mean": "Tensor", "variance": "Tensor", "sum_dy": "Tensor",
+    "sum_dy_xh": "Tensor", "sizes": "SymInt[]", "epsilon": "float", "activation": "int",
+    "frozen": "bool",
+}  # fmt: skip
+_VECTORS = ("mean", "remainder", "variance", "scale", "offset", "live", "sum_dy", "sum_dy_xh")
 
 
-def _moments(x: Tensor, sizes: Sequence[int], weights: Tensor | None) -> tuple[Tensor, ...]:
-    call = Call(x, sizes, weights)
-    outputs = call.fresh_moments()
-    call.run("bn_moments", *map(Tensor.data_ptr, outputs))
-    return outputs
+def _schema(kernel: Kernel) -> str:
+    takes = ", ".join(f"{_DECLARED.get(name, 'Tensor?')} {name}" for name in kernel.takes.split())
+    gives = ", ".join("Tensor" for _ in kernel.gives.split())
+    return f"({takes}) -> " + (f"({gives})" if " " in gives else gives)
 
 
-def _standardize(
-    x: Tensor,
-    sizes: Sequence[int],
-    weights: Tensor | None,
-    mean: Tensor,
-    remainder: Tensor | None,
-    variance: Tensor,
-    count: Tensor | None,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    live: Tensor | None,
-    epsilon: float,
-    activation: int,
-    frozen: bool,
-) -> Tensor:
-    call = Call(x, sizes, weights)
-    y = call.fresh()
-    call.run(
-        "bn_standardize",
-        *call.standardizing(mean, remainder, variance, epsilon, scale, offset, activation),
-        y.data_ptr(),
-    )
-    return y
+def _operator(name: str) -> Callable[..., Any]:
+    """The kernel as a function of plain tensors."""
+    takes, gives = KERNELS[name].takes.split(), KERNELS[name].gives.split()
+
+    def run(*operands: Any) -> Any:
+        given = dict(zip(takes, operands, strict=True))
+        here = Call(given["x"], given["sizes"], given["weights"], given.get("dy"))
+        pointers: dict[str, Any] = {"frozen": False}
+        for one, value in given.items():
+            if one in _VECTORS:
+                pointers[one] = here.vector(value)
+            elif one == "count":
+                pointers[one] = here.count(value)
+            elif one in ("epsilon", "activation", "frozen"):
+                pointers[one] = value
+        results = _results(here, gives, given)
+        pointers |= {one: out.data_ptr() for one, out in zip(gives, results, strict=True)}
+        here.run(name, pointers)
+        return results if len(results) > 1 else results[0]
+
+    return run
 
 
-def _forward(
-    x: Tensor,
-    sizes: Sequence[int],
-    weights: Tensor | None,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    epsilon: float,
-    activation: int,
-) -> tuple[Tensor, ...]:
-    call = Call(x, sizes, weights)
-    y, moments = call.fresh(), call.fresh_moments()
-    call.run(
-        "bn_forward",
-        epsilon,
-        call.vector(scale),
-        call.vector(offset),
-        activation,
-        *map(Tensor.data_ptr, (*moments, y)),
-    )
-    return y, *moments
+def _results(here: Call, gives: Sequence[str], given: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The outputs, to be written."""
+    like_vector = {"sum_dy": "offset", "sum_dy_xh": "scale"}
+    made = []
+    for one in gives:
+        if one in ("y", "dx"):
+            made.append(here.fresh())
+        elif one in like_vector:
+            vector = given[like_vector[one]]
+            made.append(torch.empty_like(given["mean"] if vector is None else vector))
+        else:
+            shape = here.groups if one == "count" else here.rows
+            made.append(here.x.new_empty(shape, dtype=here.dtype))
+    return tuple(made)
 
 
-def _sums(mean: Tensor, scale: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """sum_dy and sum_dy_xh, to be written: the gradients of offset and scale, in their shapes."""
-    return tuple(torch.empty_like(mean if one is None else one) for one in (offset, scale))
+def _fake(name: str) -> Callable[..., Any]:
+    """The shapes of the results, for whoever traces."""
+    takes, gives = KERNELS[name].takes.split(), KERNELS[name].gives.split()
 
+    class Shapes:
+        def __init__(self, x: Tensor, sizes: Sequence[int]) -> None:
+            _, g, _, c, _ = sizes
+            self.x, self.given, self.dtype = arranged(x, sizes)[0], x, statistics_type(x)
+            self.groups, self.rows = (g, 1), (g, c)
 
-def _backward(
-    x: Tensor,
-    sizes: Sequence[int],
-    dy: Tensor,
-    weights: Tensor | None,
-    mean: Tensor,
-    remainder: Tensor | None,
-    variance: Tensor,
-    count: Tensor | None,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    live: Tensor | None,
-    epsilon: float,
-    activation: int,
-    frozen: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    call = Call(x, sizes, weights, dy)
-    dx, (sum_dy, sum_dy_xh) = call.fresh(), _sums(mean, scale, offset)
-    call.run(
-        "bn_backward",
-        call.count(count),
-        *call.standardizing(mean, remainder, variance, epsilon, scale, offset, activation),
-        call.vector(live),
-        frozen,
-        *map(Tensor.data_ptr, (sum_dy, sum_dy_xh, dx)),
-    )
-    return dx, sum_dy, sum_dy_xh
+        def fresh(self) -> Tensor:
+            return like(self.x, self.given)
 
+    def run(*operands: Any) -> Any:
+        given = dict(zip(takes, operands, strict=True))
+        shapes: Any = Shapes(given["x"], given["sizes"])
+        results = _results(shapes, gives, given)
+        return results if len(results) > 1 else results[0]
 
-def _backward_sums(
-    x: Tensor,
-    sizes: Sequence[int],
-    dy: Tensor,
-    weights: Tensor | None,
-    mean: Tensor,
-    remainder: Tensor | None,
-    variance: Tensor,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    epsilon: float,
-    activation: int,
-) -> tuple[Tensor, Tensor]:
-    call = Call(x, sizes, weights, dy)
-    sum_dy, sum_dy_xh = _sums(mean, scale, offset)
-    call.run(
-        "bn_backward_sums",
-        *call.standardizing(mean, remainder, variance, epsilon, scale, offset, activation),
-        sum_dy.data_ptr(),
-        sum_dy_xh.data_ptr(),
-    )
-    return sum_dy, sum_dy_xh
-
-
-def _backward_input(
-    x: Tensor,
-    sizes: Sequence[int],
-    dy: Tensor,
-    weights: Tensor | None,
-    mean: Tensor,
-    remainder: Tensor | None,
-    variance: Tensor,
-    count: Tensor,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    live: Tensor | None,
-    sum_dy: Tensor,
-    sum_dy_xh: Tensor,
-    epsilon: float,
-    activation: int,
-) -> Tensor:
-    call = Call(x, sizes, weights, dy)
-    dx = call.fresh()
-    call.run(
-        "bn_backward_input",
-        call.count(count),
-        *call.standardizing(mean, remainder, variance, epsilon, scale, offset, activation),
-        call.vector(live),
-        False,
-        call.vector(sum_dy),
-        call.vector(sum_dy_xh),
-        dx.data_ptr(),
-    )
-    return dx
+    return run
 
 
 def remember(
@@ -215,35 +127,6 @@ def remember(
     return result
 
 
-def _fake_moments(x: Tensor, sizes: Sequence[int], weights: Tensor | None) -> tuple[Tensor, ...]:
-    _, g, _, c, _ = sizes
-    return tuple(x.new_empty((g, n), dtype=statistics_type(x)) for n in (c, c, c, 1))
-
-
-def _fake_standardize(x: Tensor, sizes: Sequence[int], *_: Any) -> Tensor:
-    return like(arranged(x, sizes)[0], x)
-
-
-def _fake_forward(
-    x: Tensor, sizes: Sequence[int], weights: Tensor | None, *_: Any
-) -> tuple[Tensor, ...]:
-    return _fake_standardize(x, sizes), *_fake_moments(x, sizes, weights)
-
-
-def _fake_backward(
-    x: Tensor, sizes: Sequence[int], dy: Tensor, weights: Tensor | None, *vectors: Any
-) -> tuple[Tensor, ...]:
-    mean, _, _, _, scale, offset, *_ = vectors
-    return _fake_standardize(x, sizes), *_sums(mean, scale, offset)
-
-
-def _fake_backward_sums(
-    x: Tensor, sizes: Sequence[int], dy: Tensor, weights: Tensor | None, *vectors: Any
-) -> tuple[Tensor, ...]:
-    mean, _, _, scale, offset, *_ = vectors
-    return _sums(mean, scale, offset)
-
-
 def one_by_one(operator: Any) -> Any:
     """A vmap rule: the operator on each slice."""
 
@@ -267,24 +150,13 @@ def one_by_one(operator: Any) -> Any:
 
 
 # What the operators run; callable on plain tensors too, past torch's dispatcher.
-kernels: dict[str, Callable[..., Any]] = {
-    "moments": _moments,
-    "standardize": _standardize,
-    "forward": _forward,
-    "backward": _backward,
-    "backward_sums": _backward_sums,
-    "backward_input": _backward_input,
-}
-for _name, _fake in (
-    ("moments", _fake_moments),
-    ("standardize", _fake_standardize),
-    ("forward", _fake_forward),
-    ("backward", _fake_backward),
-    ("backward_sums", _fake_backward_sums),
-    ("backward_input", _fake_standardize),
-):
+kernels: dict[str, Callable[..., Any]] = {}
+_registry = torch.library.Library("batchnorm", "DEF")
+for _name, _kernel in KERNELS.items():
+    kernels[_name] = _operator(_name)
+    _registry.define(_name + _schema(_kernel))
     _registry.impl(_name, kernels[_name], "CPU")
-    torch.library.register_fake(f"batchnorm::{_name}", _fake)
+    torch.library.register_fake(f"batchnorm::{_name}", _fake(_name))
     torch.library.register_vmap(
         f"batchnorm::{_name}", one_by_one(getattr(torch.ops.batchnorm, _name))
     )

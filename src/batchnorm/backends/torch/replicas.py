@@ -34,7 +34,7 @@ class Replicas(NamedTuple):
         return all_reduce(x, self)
 
 
-def replicas(synchronized: Any, owner: str) -> Replicas | None:
+def find_replicas(synchronized: Any, owner: str) -> Replicas | None:
     """The processes that `synchronized` names; None where that is this one alone.
 
     Args:
