@@ -1,7 +1,7 @@
 # The same commands at hand and in CI. The first two need only Python and this file:
 #   make demo    train on real digits with and without batch normalization (JAX)
 #   make test    every test on TensorFlow, JAX and PyTorch
-# Overridable: PYTHON, VENV, BACKENDS, TEST_WORKERS, PYTEST_ARGS, DEMO_ARGS.
+# Overridable: PYTHON, VENV, BACKENDS, TEST_WORKERS, PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -107,11 +107,12 @@ types: $(VENV)/.test  ## mypy
 # Each instruction set that this processor has; a higher one than that falls back to the best.
 selfcheck: $(VENV)/.test  ## the kernels against plain loops, under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S kernels -B build/selfcheck -DBATCHNORM_SANITIZE=ON >/dev/null
-	$(BIN)/cmake --build build/selfcheck --target selfcheck tunecheck -j 2 >/dev/null
+	$(BIN)/cmake --build build/selfcheck --target selfcheck tunecheck bench -j 2 >/dev/null
 	build/selfcheck/tunecheck
 	for isa in baseline v3 best; do \
 	  BATCHNORM_ISA=$$isa OMP_NUM_THREADS=2 build/selfcheck/selfcheck 60 || exit 1; \
 	done
+	OMP_NUM_THREADS=2 build/selfcheck/bench 2 0 0 all all 32 48 50 >/dev/null
 
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user.
 selfcheck-arm: $(VENV)/.test  ## the kernels for 64-bit Arm against plain loops, under emulation
@@ -121,7 +122,7 @@ selfcheck-arm: $(VENV)/.test  ## the kernels for 64-bit Arm against plain loops,
 	OMP_NUM_THREADS=2 qemu-aarch64 -L /usr/aarch64-linux-gnu build/selfcheck-arm/selfcheck 60
 
 bench: $(VENV)/.test  ## measure against the peers on this machine, about an hour
-	$(QUIET) $(BIN)/batchnorm bench $(BENCH_ARGS)
+	$(QUIET) $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:  ## remove everything that these commands made
 	rm -rf $(VENV) build dist batchnorm-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -27,11 +27,11 @@ def main() -> None:
         model, data = sick.make("ours")
         report = batchnorm.inspect(model, data)
         slug = name.replace(" ", "-").replace(".", "")
-        profile_plot(report).savefig(HERE / f"{slug}.png", dpi=70)
+        profile_plot(report.profiles, report.diagnoses).savefig(HERE / f"{slug}.png", dpi=70)
         said = str(report.alarms()[0]) if report.alarms() else "no alarm"
         print(f"| {name} | {sick.words} | {said} |")
         if name == "momentum too slow":
-            drift_plot(report).savefig(HERE / "drift.png", dpi=70)
+            drift_plot(report.rows, report.diagnoses).savefig(HERE / "drift.png", dpi=70)
             histograms(report.profiles[:1]).savefig(HERE / "histograms.png", dpi=70)
             console = Console(record=True, width=110, file=io.StringIO())
             console.print(report)

@@ -18,41 +18,16 @@ import torch.distributed as dist
 from sklearn.datasets import load_digits
 from torch.nn.parallel import DistributedDataParallel
 
-import batchnorm
+import batchnorm.torch
 
 TEST = 297  # digits that are kept for testing
-
-
-class Norm(torch.nn.Module):
-    """Batch normalization over all processes, and the moving statistics that it remembers."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        parameters, state = batchnorm.init(torch.zeros(1, channels))
-        self.vectors = torch.nn.ParameterDict(parameters)
-        for name, value in state.items():
-            self.register_buffer(name, value)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state = dict(self.named_buffers())
-        y, new = batchnorm.batch_norm(
-            x,
-            dict(self.vectors),
-            state,
-            training=self.training,
-            momentum=0.9,
-            synchronized=dist.is_initialized(),
-        )
-        with torch.no_grad():
-            for name, value in new.items():
-                state[name].copy_(value)
-        return y
 
 
 def network() -> torch.nn.Module:
     layers: list[torch.nn.Module] = []
     for width in (64, 64, 64):
-        layers += [torch.nn.Linear(width, 64, bias=False), Norm(64), torch.nn.ReLU()]
+        norm = batchnorm.torch.BatchNorm1d(64, activation="relu", synchronized=True)
+        layers += [torch.nn.Linear(width, 64, bias=False), norm]
     return torch.nn.Sequential(*layers, torch.nn.Linear(64, 10))
 
 

@@ -1,7 +1,8 @@
 """Sick models, each made on purpose, with the layer and the cause that the inspector must name.
 
-Real handwritten digits run through a small network; what makes a model sick is how its statistics
-were (not) learned. The pictures of docs/tools.md are made from the same models.
+Real handwritten digits run through a small network, of Keras layers or PyTorch modules; what makes
+a model sick is how its statistics were (not) learned. The pictures of docs/tools.md are made from
+the same models.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import torch
 
 import batchnorm
 from batchnorm.demo.data import load
@@ -27,11 +29,13 @@ class Sick:
     words: str
     layer: str | None
     cause: str | None
-    make: Callable[[str], tuple[keras.Model, Sequence[np.ndarray]]]
+    make: Callable[[str], tuple[Any, Sequence[np.ndarray]]]
 
 
-def network(kind: str, momentum: float = 0.9) -> keras.Model:
+def network(kind: str, momentum: float = 0.9) -> Any:
     """Digits as rows of 64 pixels, and three normalized layers."""
+    if kind == "torch":
+        return _modules(momentum)
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input((64,))
     for index in (1, 2, 3):
@@ -39,6 +43,17 @@ def network(kind: str, momentum: float = 0.9) -> keras.Model:
         x = KINDS[kind](momentum=momentum, name=f"norm{index}")(x)
         x = keras.layers.ReLU()(x)
     return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
+def _modules(momentum: float) -> torch.nn.Module:
+    torch.manual_seed(3)
+    model = torch.nn.Sequential()
+    for index in (1, 2, 3):
+        model.add_module(f"linear{index}", torch.nn.Linear(64 if index == 1 else 32, 32))
+        model.add_module(f"norm{index}", torch.nn.BatchNorm1d(32, momentum=1 - momentum))
+        model.add_module(f"relu{index}", torch.nn.ReLU())
+    model.add_module("end", torch.nn.Linear(32, 10))
+    return model
 
 
 def shuffled(size: int = SIZE) -> list[np.ndarray]:
@@ -54,23 +69,31 @@ def sorted_by_class() -> list[np.ndarray]:
     return [images[digits.train_labels == label][:SIZE] for label in range(10)]
 
 
-def learn(model: keras.Model, batches: Sequence[np.ndarray], steps: int, training: Any = True):
+def learn(model: Any, batches: Sequence[np.ndarray], steps: int, training: bool = True) -> Any:
     """Lets the moving statistics learn from so many batches; returns the model."""
     for step in range(steps):
-        model(batches[step % len(batches)], training=training)
+        batch = batches[step % len(batches)]
+        if isinstance(model, keras.Model):
+            model(batch, training=training)
+        else:
+            with torch.no_grad():
+                model.train(training)(torch.as_tensor(batch))
     return model
 
 
-def _healthy(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+def _healthy(kind: str) -> tuple[Any, Sequence[np.ndarray]]:
     return learn(network(kind), shuffled(), 60), shuffled()
 
 
-def _slow(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+def _slow(kind: str) -> tuple[Any, Sequence[np.ndarray]]:
     return learn(network(kind, momentum=0.999), shuffled(), 30), shuffled()
 
 
-def _poisoned(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+def _poisoned(kind: str) -> tuple[Any, Sequence[np.ndarray]]:
     model, data = _healthy(kind)
+    if kind == "torch":
+        model.norm2.running_var[5] = np.nan
+        return model, data
     variance = model.get_layer("norm2").moving_variance
     value = np.array(keras.ops.convert_to_numpy(variance.value))
     value[5] = np.nan
@@ -78,25 +101,25 @@ def _poisoned(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
     return model, data
 
 
-def _unlike(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+def _unlike(kind: str) -> tuple[Any, Sequence[np.ndarray]]:
     return learn(network(kind), sorted_by_class(), 60), sorted_by_class()
 
 
-def _frozen(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+def _frozen(kind: str) -> tuple[Any, Sequence[np.ndarray]]:
     model = network(kind)
     batchnorm.freeze(model, pattern="norm2")
     return learn(model, shuffled(), 60), shuffled()
 
 
-def _never(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+def _never(kind: str) -> tuple[Any, Sequence[np.ndarray]]:
     return learn(network(kind), shuffled(), 60, training=False), shuffled()
 
 
-def _tiny(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+def _tiny(kind: str) -> tuple[Any, Sequence[np.ndarray]]:
     return learn(network(kind, momentum=0.98), shuffled(4), 290), shuffled(4)
 
 
-def _other(kind: str) -> tuple[keras.Model, Sequence[np.ndarray]]:
+def _other(kind: str) -> tuple[Any, Sequence[np.ndarray]]:
     return learn(network(kind), shuffled(), 60), [1 - images for images in shuffled()]
 
 

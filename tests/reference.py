@@ -6,24 +6,15 @@ Nothing here is fast, and arguments are hardly checked.
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-GOLDEN = Path(__file__).parent / "golden"
 COUNTERS = ("num_updates", "skipped_updates")
 PARAMETERS = (("gamma", 1.0), ("beta", 0.0))
-RENAMED = {  # contrib's names
-    "decay": "momentum",
-    "renorm_decay": "renorm_momentum",
-    "zero_debias_moving_mean": "zero_debias",
-}
 
 
 @dataclass(frozen=True)
@@ -31,12 +22,13 @@ class Options:
     """The keyword arguments of `batch_norm`; the package documents them."""
 
     axis: Any = -1
-    momentum: float = 0.99
+    momentum: float | None = 0.99
     epsilon: float = 1e-3
     renorm: bool = False
     renorm_clipping: dict[str, Any] | None = None
-    renorm_momentum: float = 0.99
+    renorm_momentum: float | None = 0.99
     virtual_batch_size: int | None = None
+    ghost_order: str = "strided"
     adjustment: Callable[[tuple[int, ...]], tuple[Any, Any]] | None = None
     mask: Any = None
     batch_weights: Any = None
@@ -100,18 +92,26 @@ class Layout:
             result = result * factor.reshape(factor.shape + (1,) * (result.ndim - factor.ndim))
         return result.reshape(self.positions)
 
-    def groups(self, virtual_batch_size):
+    def groups(self, virtual_batch_size, order="strided"):
         """The positions of each ghost batch; everything is one group without ghost batches."""
         if virtual_batch_size is None:
             return [np.arange(self.positions)]
         if 0 in self.axes:
             raise ValueError("ghost batches need a batch dimension that is not in axis")
         each = np.arange(self.positions).reshape(self.shape[0], -1 if self.positions else 0)
-        return [each[samples].ravel() for samples in ghost_groups(len(each), virtual_batch_size)]
+        groups = ghost_groups(len(each), virtual_batch_size, order)
+        return [each[samples].ravel() for samples in groups]
 
 
-def ghost_groups(batch_size: int, virtual_batch_size: int) -> list[np.ndarray]:
-    """The samples of each ghost batch: group j of n has j, j + n, j + 2n, ..."""
+def ghost_groups(batch_size: int, virtual_batch_size: int, order: str) -> list[np.ndarray]:
+    """The samples of each ghost batch: group j of n has j, j + n, j + 2n, ...
+
+    In chunks: ceil(N / v) groups of as many consecutive samples, the last of fewer.
+    """
+    if order == "chunks":
+        n = max(math.ceil(batch_size / virtual_batch_size), 1)
+        size = math.ceil(batch_size / n)
+        return [np.arange(j * size, min((j + 1) * size, batch_size)) for j in range(n)]
     if batch_size % virtual_batch_size:
         raise ValueError(f"{virtual_batch_size} does not divide the batch of {batch_size}")
     n = max(batch_size // virtual_batch_size, 1)
@@ -141,23 +141,33 @@ def inverse_stddev(variance, epsilon):
     return np.where(total == 0, 0.0, 1 / np.sqrt(np.where(total == 0, 1.0, total)))
 
 
+def renorm_reference(o, state):
+    """The mean and deviation that renorm pulls to: its own, or the moving ones."""
+    if o.renorm_momentum is None:
+        return np.ravel(state["moving_mean"]), np.sqrt(
+            np.ravel(state["moving_variance"]) + o.epsilon
+        )
+    return np.ravel(state["renorm_mean"]), np.ravel(state["renorm_stddev"])
+
+
 def renorm_corrections(x, state, **options) -> list[tuple[np.ndarray, np.ndarray]]:
     """(r, d) of batch renormalization for each group, from the state before the update."""
     o = Options(**options)
     layout = Layout(np.shape(x), o.axis)
     values, weights = layout.rows(x), layout.weights(o.mask, o.batch_weights)
-    reference = np.maximum(np.ravel(state["renorm_stddev"]), math.sqrt(o.epsilon))
+    center, reference = renorm_reference(o, state)
+    reference = np.maximum(reference, math.sqrt(o.epsilon))
     bounds = {}
     for name, bound in (o.renorm_clipping or {}).items():
         if bound is not None:
             bound = bound(float(state["num_updates"])) if callable(bound) else bound
             bounds[name] = np.broadcast_to(np.ravel(bound), layout.channels)
     corrections = []
-    for group in layout.groups(o.virtual_batch_size):
+    for group in layout.groups(o.virtual_batch_size, o.ghost_order):
         mean, variance, _count = moments(values[group], weights[group])
         with np.errstate(divide="ignore", invalid="ignore"):
             r = np.sqrt(variance + o.epsilon) / reference
-            d = (mean - np.ravel(state["renorm_mean"])) / reference
+            d = (mean - center) / reference
         r = np.maximum(r, bounds.get("rmin", -np.inf))
         r = np.minimum(r, bounds.get("rmax", np.inf))
         d = np.maximum(d, -bounds.get("dmax", np.inf))
@@ -178,7 +188,7 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
     update = bool(training) if o.update_statistics == "auto" else o.update_statistics
     layout = Layout(np.shape(x), o.axis)
     values, weights = layout.rows(x), layout.weights(o.mask, o.batch_weights)
-    groups = layout.groups(o.virtual_batch_size if batch or update else None)
+    groups = layout.groups(o.virtual_batch_size if batch or update else None, o.ghost_order)
     measured = [moments(values[group], weights[group]) for group in groups]
 
     gamma, beta = (
@@ -220,7 +230,9 @@ def batch_norm(x, parameters, state, *, training, dy=None, corrections=None, **o
     new = {name: np.array(value) for name, value in state.items()}
     if update:
         kept = [moments(values, weights)] if o.pooled_moving_variance else measured
-        new = _updated(o, state, _remembered(kept, o.unbiased_moving_variance))
+        # chunks are remembered one after the other, as if each were a batch
+        for each in [[one] for one in kept] if o.ghost_order == "chunks" else [kept]:
+            new = _updated(o, new, _remembered(each, o.unbiased_moving_variance))
     if dy is None:
         return Result(layout.unrows(y), new, None, None)
     sums = {"gamma": (trains * upstream * corrected).sum(0), "beta": (trains * upstream).sum(0)}
@@ -259,7 +271,8 @@ def _updated(o, state, remembered):
             usable = o.on_nonfinite == "propagate" or (finite and seen[1] >= 0)
         if usable:
             old = {name: float(flat[name][c]) for name in flat if name not in COUNTERS}
-            for name, value in _next_channel(o, old, *seen).items():
+            step = float(state.get("num_updates", 0))
+            for name, value in _next_channel(o, step, old, *seen).items():
                 flat[name][c] = value
         elif "skipped_updates" in flat:
             flat["skipped_updates"][c] += 1
@@ -268,9 +281,10 @@ def _updated(o, state, remembered):
     return new
 
 
-def _next_channel(o, old, mean, variance, kept):
+def _next_channel(o, step, old, mean, variance, kept):
     """The next statistics of one channel; `variance` is biased, `kept` unbiased if asked for."""
-    m, rm = float(o.momentum), float(o.renorm_momentum)
+    m = step / (step + 1) if o.momentum is None else float(o.momentum)
+    rm = o.renorm_momentum
     new = {}
     if o.zero_debias:
         new["local_step"] = old["local_step"] + 1
@@ -284,7 +298,7 @@ def _next_channel(o, old, mean, variance, kept):
 
     new["moving_mean"] = average("mean", mean, old["moving_mean"], o.zero_debias)
     both = o.zero_debias == "both"
-    if not o.renorm:
+    if not o.renorm or rm is None:
         new["moving_variance"] = average("variance", kept, old["moving_variance"], both)
         return new
     before = old["moving_stddev"]
@@ -318,59 +332,34 @@ def hessian_vector_product(x, vector, cotangent, parameters, state, *, step=1e-5
     return (slope(x + step * vector) - slope(x - step * vector)) / (2 * step)
 
 
-# Recordings of the originals: see golden/README.md.
+# Layers of peers, in training, from their formulas: (y, mean, variance) after a batch `[N, C]`.
 
 
-@functools.cache
-def _recordings():
-    with np.load(GOLDEN / "golden.npz") as arrays:
-        return json.loads((GOLDEN / "golden.json").read_text())["cases"], dict(arrays)
+def ioffe_bounds(step: float) -> dict[str, float]:
+    """Ioffe 2017, section 4: 1 and 0 for 5,000 steps, then up to 3 at 40,000 and 5 at 25,000."""
+    r = float(np.interp(step, [5_000, 40_000], [1.0, 3.0]))
+    return {"rmax": r, "rmin": 1 / r, "dmax": float(np.interp(step, [5_000, 25_000], [0.0, 5.0]))}
 
 
-def golden_cases(*surfaces: str) -> list[dict[str, Any]]:
-    """The records of these surfaces, or of all."""
-    return [case for case in _recordings()[0] if not surfaces or case["surface"] in surfaces]
+def crossq(x, gamma, beta, mean, variance, step, warmup=100_000, epsilon=1e-3, share=0.01):
+    """torchrl's BatchRenorm1d with the numbers of CrossQ: renorm against the moving statistics."""
+    center, spread = x.mean(0), np.sqrt(x.var(0) + epsilon)
+    moving = np.sqrt(variance + epsilon)
+    on = float(step >= warmup)
+    r = 1 + on * (np.clip(spread / moving, 1 / 3, 3) - 1)
+    d = on * np.clip((center - mean) / moving, -5, 5)
+    y = ((x - center) / spread * r + d) * gamma + beta
+    return y, mean + share * (center - mean), variance + share * (x.var(0, ddof=1) - variance)
 
 
-def golden_arrays(case: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of one record, by their name in it."""
-    return {name: _recordings()[1][f"{case['name']}/{name}"] for name in case["arrays"]}
-
-
-def _golden_axis(case):
-    return case["kw"].get("axis", 1 if case["kw"].get("data_format") == "NCHW" else -1)
-
-
-def golden_state(case: dict[str, Any], step: int) -> dict[str, np.ndarray]:
-    """The recorded state after so many steps, with our names and shapes."""
-    shape, state = Layout(case["shape"], _golden_axis(case)).vector_shape, {}
-    for key, rows in golden_arrays(case).items():
-        if key.startswith("state/"):
-            name = key.removeprefix("state/").replace("biased", "biased_mean")
-            row = rows[step].astype(np.float64)
-            state[name] = row.reshape(shape) if row.ndim else np.full(shape, row)
-    return state
-
-
-def resolve_golden(case: dict[str, Any]):
-    """(options of `batch_norm` in training, parameters, initial state) for a recording.
-
-    Two replicas and activations are the caller's business.
-    """
-    kw, arrays = case["kw"], golden_arrays(case)
-    shape = Layout(case["shape"], _golden_axis(case)).vector_shape
-    options: dict[str, Any] = {"training": bool(case["training"]), "axis": _golden_axis(case)}
-    for name, value in kw.items():
-        name = RENAMED.get(name, name)
-        if name in Options.__dataclass_fields__:
-            options[name] = value
-    options["unbiased_moving_variance"] = case["fused"]
-    if not kw.get("trainable", True):
-        inference = case["surface"] in ("keras_v2", "keras_sync")
-        options["statistics"] = "moving" if inference else "batch"
-        options["update_statistics"] = False
-    options.update({name: arrays[name] for name in ("mask", "batch_weights") if name in arrays})
-    if "adj_scale" in arrays:
-        options["adjustment"] = lambda shape: (arrays["adj_scale"], arrays["adj_bias"])
-    parameters = {name: arrays[name].reshape(shape) for name, _ in PARAMETERS if name in arrays}
-    return options, parameters, golden_state(case, 0)
+def tabnet(x, gamma, beta, mean, variance, size=128, epsilon=1e-5, share=0.02):
+    """pytorch-tabnet's GBN: a plain layer on each of ceil(N / size) consecutive, even chunks."""
+    chunks = -(-len(x) // size)
+    rows = -(-len(x) // chunks)
+    y = []
+    for start in range(0, len(x), rows):
+        chunk = x[start : start + rows]
+        y.append((chunk - chunk.mean(0)) / np.sqrt(chunk.var(0) + epsilon) * gamma + beta)
+        mean = (1 - share) * mean + share * chunk.mean(0)
+        variance = (1 - share) * variance + share * chunk.var(0, ddof=1)
+    return np.concatenate(y), mean, variance

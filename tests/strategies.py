@@ -43,7 +43,8 @@ def random_state(
 ) -> dict[str, np.ndarray]:
     """A state in the middle of a training, with the names and shapes that `init` gives."""
     state = {"moving_mean": rng.normal(size=shape), "moving_variance": rng.uniform(0.5, 2, shape)}
-    if options.get("renorm"):
+    own = options.get("renorm") and options.get("renorm_momentum", 0.99) is not None
+    if own:
         epsilon = options.get("epsilon", 1e-3)
         state["moving_stddev"] = np.sqrt(state["moving_variance"] + epsilon)
         state["renorm_mean"] = rng.normal(size=shape)
@@ -52,7 +53,7 @@ def random_state(
         state["biased_mean"] = rng.normal(size=shape)
         state["local_step"] = rng.integers(0, 5, shape).astype(float)
         if options["zero_debias"] == "both":
-            name = "biased_stddev" if options.get("renorm") else "biased_variance"
+            name = "biased_stddev" if own else "biased_variance"
             state[name] = rng.uniform(0.5, 2, shape)
     state = {name: value.astype("float32") for name, value in state.items()}
     state["num_updates"] = np.int32(rng.integers(0, 100))
@@ -145,17 +146,19 @@ def calls(draw: st.DrawFn) -> Call:
     """A call with every option drawn: what the function accepts, it accepts together."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = draw(st.sampled_from(SHAPES))
-    sizes = [v for v in (1, 2, 3, 4, 6) if len(shape) > 1 and shape[0] % v == 0]
-    ghost = draw(st.none() | st.sampled_from(sizes)) if sizes else None
+    order = draw(st.sampled_from(["strided", "chunks"]))
+    sizes = [v for v in (1, 2, 3, 4, 6) if order == "chunks" or shape[0] % v == 0]
+    ghost = draw(st.none() | st.sampled_from(sizes)) if sizes and len(shape) > 1 else None
     axis = draw(axes_of(len(shape), ghost is not None))
     options: dict[str, Any] = {
         "axis": axis,
         "virtual_batch_size": ghost,
+        "ghost_order": order,
         "training": draw(st.sampled_from([True, 1, True, False, 0])),
-        "momentum": draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
+        "momentum": draw(st.sampled_from([0.0, 0.5, 0.99, 1.0, None])),
         "epsilon": draw(st.sampled_from([1e-3, 1e-2, 0.5])),
         "renorm": draw(st.booleans()),
-        "renorm_momentum": draw(st.sampled_from([0.0, 0.9])),
+        "renorm_momentum": draw(st.sampled_from([0.0, 0.9, None])),
         "unbiased_moving_variance": draw(st.booleans()),
         "pooled_moving_variance": draw(st.booleans()),
         "statistics": draw(st.sampled_from(["auto", "auto", "batch", "moving"])),
@@ -164,6 +167,8 @@ def calls(draw: st.DrawFn) -> Call:
         "zero_debias": draw(st.sampled_from([False, True, "mean", "both"])),
         "fused": draw(st.sampled_from([None, False])),
     }
+    if options["momentum"] is None:
+        options["zero_debias"] = False
     x = (rng.normal(size=shape) * 1.5 + rng.uniform(-3, 3)).astype("float32")
     axes = _axes.resolve(axis if isinstance(axis, int) else tuple(axis), len(shape), "test")
     channels = _axes.product(shape[i] for i in axes)

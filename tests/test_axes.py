@@ -90,7 +90,8 @@ def test_weights_are_laid_out_beside_their_values(case: Any) -> None:
     view, x = case
     shape = [1 if i in view.axes else size for i, size in enumerate(x.shape)]
     weights = np.arange(np.prod(shape)).reshape(shape)
-    weighted = view.apply_to_weights(np, weights) * laid_out(view, x)
+    apart = weights if view.groups is None else weights.reshape(*view.split[:2], *shape[1:])
+    weighted = view.apply_to_weights(np, apart) * laid_out(view, x)
     np.testing.assert_array_equal(undone(view, weighted, x), weights * x)
 
 

@@ -35,9 +35,23 @@ REFUSED = [
     ({"momentum": -0.1}, ValueError, f"momentum must be in [0, 1]: {KEEPS}; got -0.1."),
     ({"momentum": NAN}, ValueError, f"momentum must be in [0, 1]: {KEEPS}; got nan."),
     ({"renorm_momentum": 2}, ValueError, f"renorm_momentum must be in [0, 1]: {KEEPS}; got 2."),
-    ({"momentum": None}, TypeError, "momentum must be a number in [0, 1]; got None."),
-    ({"momentum": "0.9"}, TypeError, "momentum must be a number in [0, 1]; got '0.9'."),
-    ({"renorm_momentum": True}, TypeError, "renorm_momentum must be a number in [0, 1]; got True."),
+    ({"momentum": "0.9"}, TypeError, "momentum must be a number in [0, 1] or None; got '0.9'."),
+    (
+        {"renorm_momentum": True},
+        TypeError,
+        "renorm_momentum must be a number in [0, 1] or None; got True.",
+    ),
+    (
+        {"momentum": None, "zero_debias": "both"},
+        ValueError,
+        "zero_debias must be False with momentum=None; got 'both'. A cumulative average holds no "
+        "initial value.",
+    ),
+    (
+        {"ghost_order": "rows"},
+        ValueError,
+        "ghost_order must be one of 'strided', 'chunks'; got 'rows'.",
+    ),
     ({"epsilon": -1e-3}, ValueError, "epsilon must be a number >= 0; got -0.001."),
     ({"epsilon": NAN}, ValueError, "epsilon must be a number >= 0; got nan."),
     ({"epsilon": float("inf")}, ValueError, "epsilon must be a number >= 0; got inf."),

@@ -6,13 +6,39 @@ Importing this package imports no framework. `batchnorm.keras` follows Keras' ow
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchnorm._batch_norm import batch_norm, init
 from batchnorm.backends import why_not
 
+# What needs a framework, or takes time to load, is imported when it is asked for: type checkers
+# are told here what the others find below.
+if TYPE_CHECKING:
+    from batchnorm.keras.synchronized import set_synchronized
+    from batchnorm.tools.explanation import explain
+    from batchnorm.tools.folding import fold
+    from batchnorm.tools.freezing import freeze, frozen, unfreeze
+    from batchnorm.tools.inspection import inspect
+    from batchnorm.tools.reestimation import reestimate, reestimated
+    from batchnorm.tools.repairing import repair
+
 __version__ = "0.1.0"
-# What needs a framework, or takes time to load, is imported when it is asked for.
+__all__ = [
+    "__version__",
+    "batch_norm",
+    "explain",
+    "fold",
+    "freeze",
+    "frozen",
+    "init",
+    "inspect",
+    "reestimate",
+    "reestimated",
+    "repair",
+    "set_synchronized",
+    "unfreeze",
+    "why_not",
+]
 _LATER = {
     "explain": "tools.explanation",
     "fold": "tools.folding",
@@ -22,13 +48,18 @@ _LATER = {
     "reestimate": "tools.reestimation",
     "reestimated": "tools.reestimation",
     "repair": "tools.repairing",
-    "set_synchronized": "keras.synchronized",
+    "set_synchronized": "tools.synchronization",
     "unfreeze": "tools.freezing",
 }
-__all__ = ["__version__", "batch_norm", "init", "why_not", *_LATER]
+
+if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"batchnorm.{_LATER[name]}"), name)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"batchnorm.{_LATER[name]}"), name)
+def __dir__() -> list[str]:
+    """Every public name, and what has been imported."""
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ run time, it is only ever multiplied.
     [N, P, S, Q]                 [1, 3]    no      [N, P, S, Q, 1]
     [N, H, W, C]                 -1        v       [v, N/v, H*W, C, 1]
     [N, C, H, W]                 1         v       [v, N/v, 1, C, H*W]
+    [N, C, H, W]                 1         chunks  [1, N/v, v, C, H*W]
 
 Anything with more alternations of reduced and kept dimensions is transposed once.
 """
@@ -26,7 +27,8 @@ class View(NamedTuple):
 
     `split` is the input's shape with the batch split into ghost batches, `permutation` reorders it
     (None: it does not have to be), `canonical` is the view. `features` is the length of a
-    per-channel vector. With ghost batches the groups are the axis G and every feature is in C;
+    per-channel vector. `consecutive` ghost batches are the first dimension of `split`, else they
+    are the second. With ghost batches the groups are the axis G and every feature is in C;
     without them, vectors of all features reshape to `[G, C]`.
     """
 
@@ -36,6 +38,13 @@ class View(NamedTuple):
     permutation: tuple[int, ...] | None
     canonical: tuple[Size, Size, Size, Size, Size]
     groups: Size | None
+    consecutive: bool = False
+
+    @classmethod
+    def of(cls, sizes: Sequence[Size]) -> View:
+        """That of an array which is laid out as `[A, G, B, C, D]` already."""
+        a, g, b, c, d = sizes
+        return cls((1, 3), (a, g, b, c, d), (a, g, b, c, d), None, (a, g, b, c, d), None)
 
     @property
     def features(self) -> int:
@@ -57,18 +66,40 @@ class View(NamedTuple):
         """The shape `[R, C]` of a parameter or statistic."""
         return self.rows, self.canonical[3]
 
+    @property
+    def reduced(self) -> tuple[int, ...]:
+        """The dimensions of `split` that statistics are taken over."""
+        added = len(self.split) - len(self.shape)
+        group = {0 if self.consecutive else 1} if added else set()
+        kept = {axis + added for axis in self.axes} | group
+        return tuple(i for i in range(len(self.split)) if i not in kept)
+
+    def apart(self, ops: Any, x: Any) -> Any:
+        """x in its own dimensions, the batch split into ghost batches: of the shape `split`."""
+        return x if self.groups is None else ops.reshape(x, self.split)
+
+    def along(self, ops: Any, row: Any) -> Any:
+        """A vector, `[G or 1, C]` or `(C,)`, in the shape that broadcasts against `split`."""
+        if self.groups is None:
+            return self.spread(ops, row)
+        rows = ops.shape(row)[0] if len(ops.shape(row)) == 2 else 1
+        sizes = [size if i in self.axes else 1 for i, size in enumerate(self.shape)]
+        front = (rows, 1) if self.consecutive else (1, rows)
+        return ops.reshape(row, [*front, *sizes[1:]])
+
     def apply(self, ops: Any, x: Any) -> Any:
         """x with its dimensions in an order in which it reads as `[A, G, B, C, D]`."""
-        return self._in_order(ops, x, self.split)
+        if self.permutation is None:
+            return x
+        return ops.transpose(ops.reshape(x, self.split), self.permutation)
 
     def apply_to_weights(self, ops: Any, weights: Any) -> Any:
-        """Weights of x's shape but 1 on the axes, as `[A, groups or 1, B, 1, D]`."""
-        added = len(self.split) - len(self.shape)
-        features = {axis + added for axis in self.axes}
-        split = tuple(1 if i in features else size for i, size in enumerate(self.split))
+        """Weights of the shape `split` but 1 on the axes, as `[A, groups or 1, B, 1, D]`."""
         a, _, b, _, d = self.canonical
         groups = 1 if self.groups is None else self.groups
-        return ops.reshape(self._in_order(ops, weights, split), (a, groups, b, 1, d))
+        if self.permutation is not None:
+            weights = ops.transpose(weights, self.permutation)
+        return ops.reshape(weights, (a, groups, b, 1, d))
 
     def undo(self, ops: Any, y: Any) -> Any:
         """What came of an x in the view's order, in x's own."""
@@ -78,9 +109,7 @@ class View(NamedTuple):
         return ops.reshape(y, self.shape)
 
     def spread(self, ops: Any, row: Any) -> Any:
-        """A parameter `[R, C]` in the shape that broadcasts against x; None stays None."""
-        if row is None:
-            return None
+        """A parameter `[R, C]` in the shape that broadcasts against x."""
         return ops.reshape(
             row, [size if i in self.axes else 1 for i, size in enumerate(self.shape)]
         )
@@ -90,13 +119,10 @@ class View(NamedTuple):
         if self.groups is None:
             return self.spread(ops, ops.broadcast_to(row, self.row_shape))
         column = ops.broadcast_to(row, (self.groups, 1))
-        each = ops.broadcast_to(ops.reshape(column, (1, self.groups)), self.split[:2])
+        if not self.consecutive:
+            column = ops.reshape(column, (1, self.groups))
+        each = ops.broadcast_to(column, self.split[:2])
         return ops.reshape(each, [self.shape[0], *[1] * (len(self.shape) - 1)])
-
-    def _in_order(self, ops: Any, x: Any, split: Sequence[Size]) -> Any:
-        if self.permutation is None:
-            return x
-        return ops.transpose(ops.reshape(x, split), self.permutation)
 
 
 def product(sizes: Any) -> Any:
@@ -159,6 +185,7 @@ def view(
     axes: tuple[int, ...],
     virtual_batch_size: Size | None = None,
     groups: Size | None = None,
+    consecutive: bool = False,
 ) -> View:
     """The view of an input of this shape.
 
@@ -168,6 +195,7 @@ def view(
         virtual_batch_size: the size v of a ghost batch; None for one group. Group j holds the
             samples j, j + groups, j + 2 * groups, ... as the originals do.
         groups: how many ghost batches there are.
+        consecutive: group j holds v samples in a row instead, from j * v on.
     """
     shape = tuple(shape)
     if len(axes) == 1 and virtual_batch_size is None:  # most calls: the rest is for all others
@@ -177,10 +205,13 @@ def view(
     if virtual_batch_size is not None:
         split = (virtual_batch_size, groups, *shape[1:])
         kinds = ["reduced", "group", *kinds[1:]]
+        if consecutive:
+            split = (groups, virtual_batch_size, *shape[1:])
+            kinds = ["group", "reduced", *kinds[2:]]
     feature_runs = [kind for kind, _ in _runs(kinds, split) if kind == "feature"]
     permutation = None
     if len(feature_runs) > (2 if virtual_batch_size is None else 1):
-        front = [] if virtual_batch_size is None else [0, 1]  # v, then the groups
+        front = [] if virtual_batch_size is None else [0, 1]  # v and the groups
         reduced = [i for i, kind in enumerate(kinds) if kind == "reduced" and i not in front]
         features = [i for i, kind in enumerate(kinds) if kind == "feature"]
         permutation = (*front, *reduced, *features)
@@ -188,7 +219,7 @@ def view(
         [split[i] for i in permutation or range(len(split))],
         [kinds[i] for i in permutation or range(len(kinds))],
     )
-    return View(axes, shape, split, permutation, canonical, groups)
+    return View(axes, shape, split, permutation, canonical, groups, consecutive)
 
 
 def _around(axis: int, shape: tuple[Size, ...]) -> tuple[Size, Size, Size, Size, Size]:

@@ -6,25 +6,75 @@ Everything here is a vector of length C per group, or as small as the user made 
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from batchnorm._axes import View, product, shape_of
 from batchnorm._moments import Moments
 from batchnorm._options import CLIPPING_KEYS, Options
+from batchnorm._plan import Plan
 from batchnorm._rows import Rows
+from batchnorm.backends.composite import affine
 
 Tensor = Any
 Affine = tuple[Tensor | None, Tensor | None]  # scale and offset; None for 1 and 0
 
 
-class Adjustment(NamedTuple):
-    """The pair that `adjustment` returned; `[G or R, C]` unless it varies, then as given."""
+class Correction(NamedTuple):
+    """What standardizing applies: vectors `[G or R, C]`, an activation, and what comes behind it.
 
-    pair: Affine
-    varies: bool
+    `after` is a function of y for an adjustment that varies along reduced dimensions, where no
+    vector can hold it; gamma, beta and the activation are in it then.
+    """
+
+    scale: Tensor | None
+    offset: Tensor | None
+    activation: str | None
+    after: Callable[[Tensor], Tensor] | None
 
 
-NO_ADJUSTMENT = Adjustment((None, None), False)
+def correct(
+    ops: Any,
+    plan: Plan,
+    view: View,
+    x: Tensor,
+    old: Rows,
+    parameters: Affine,
+    measured: Moments | None = None,
+    live: Tensor | None = None,
+) -> Correction:
+    """Renorm, then `adjustment`, then gamma and beta.
+
+    Args:
+        parameters: gamma and beta as rows.
+        measured: the moments that normalize, as constants; None where nothing here needs them.
+        live: which groups have values; the others are not corrected, and train nothing.
+    """
+    options = plan.options
+    inner: Affine = (None, None)
+    if options.renorm:
+        inner = renorm_correction(ops, options, old, measured, live)
+    outer = (_training(ops, parameters[0], live), _training(ops, parameters[1], live))
+    if options.adjustment is None:
+        return Correction(*compose(inner, outer), options.activation, None)
+    pair, varies = _adjustment(ops, plan, view, x, live)
+    if not varies:
+        return Correction(*compose(compose(inner, pair), outer), options.activation, None)
+
+    def after(y: Tensor) -> Tensor:
+        shown = None if live is None else view.spread_groups(ops, live)
+        spread = [None if one is None else view.spread(ops, one) for one in parameters]
+        trained = (_training(ops, spread[0], shown), _training(ops, spread[1], shown))
+        return affine(ops, y, *compose(pair, trained), options.activation)
+
+    return Correction(*inner, None, after)
+
+
+def _training(ops: Any, parameter: Tensor | None, live: Tensor | None) -> Tensor | None:
+    """gamma or beta, constant for the groups without values: these must not train anything."""
+    if parameter is None or live is None:
+        return parameter
+    return ops.where(live, parameter, ops.stop_gradient(parameter))
 
 
 def compose(inner: Affine, outer: Affine) -> Affine:
@@ -39,28 +89,33 @@ def compose(inner: Affine, outer: Affine) -> Affine:
 
 
 def renorm_correction(
-    ops: Any, options: Options, state: Rows, moments: Moments, live: bool | Tensor
+    ops: Any, options: Options, state: Rows, moments: Any, live: Tensor | None
 ) -> Affine:
-    """r and d, constant in x; (None, None) without renorm.
+    """r and d, constant in x.
 
     Formula, with s = max(renorm_stddev, sqrt(epsilon)):
         r = clip(sqrt(variance + epsilon) / s, rmin, rmax)
         d = clip((mean - renorm_mean) / s, -dmax, dmax)
+    With renorm_momentum=None, renorm_mean is moving_mean and renorm_stddev is
+    sqrt(moving_variance + epsilon).
 
     Edge cases: s = 0, which takes epsilon = 0, gives r = 1 and d = 0.
 
     Reference: Ioffe 2017, algorithm 1.
     """
-    if not options.renorm:
-        return None, None
     epsilon = options.epsilon
-    reference = ops.maximum(state["renorm_stddev"], epsilon**0.5)
+    if options.renorm_remembers:
+        center, reference = state["renorm_mean"], state["renorm_stddev"]
+    else:
+        center = state["moving_mean"]
+        reference = ops.sqrt(ops.maximum(state["moving_variance"], 0.0) + epsilon)
+    reference = ops.maximum(reference, epsilon**0.5)
     unknown = None
     if epsilon == 0:  # after constant batches alone
         unknown = ops.equal(reference, 0)
         reference = ops.where(unknown, ops.ones_like(reference), reference)
     r = ops.sqrt(moments.variance + epsilon) / reference
-    d = ((moments.mean - state["renorm_mean"]) + moments.remainder) / reference
+    d = ((moments.mean - center) + moments.remainder) / reference
     bounds = _clipping(ops, options, state)
     if "rmin" in bounds:
         r = ops.maximum(r, bounds["rmin"])
@@ -70,7 +125,7 @@ def renorm_correction(
         d = ops.minimum(ops.maximum(d, -bounds["dmax"]), bounds["dmax"])
     if unknown is not None:
         r, d = ops.where(unknown, ops.ones_like(r), r), ops.where(unknown, ops.zeros_like(d), d)
-    if live is not True:
+    if live is not None:
         r, d = ops.where(live, r, ops.ones_like(r)), ops.where(live, d, ops.zeros_like(d))
     return ops.stop_gradient(r), ops.stop_gradient(d)
 
@@ -78,7 +133,7 @@ def renorm_correction(
 def _clipping(ops: Any, options: Options, state: Rows) -> dict[str, Any]:
     """The bounds of this step: numbers, or tensors that broadcast to `[G, C]`."""
     bounds = {}
-    like = state["renorm_mean"]
+    like = state["moving_mean"]
     for name in CLIPPING_KEYS:
         value = (options.renorm_clipping or {}).get(name)
         if value is None:
@@ -106,26 +161,19 @@ def _clipping(ops: Any, options: Options, state: Rows) -> dict[str, Any]:
     return bounds
 
 
-def adjustment(
-    ops: Any,
-    options: Options,
-    view: View,
-    x: Tensor,
-    dtype: str,
-    live: bool | Tensor,
-    batch: bool | Tensor,
-    *,
-    apart: bool = False,
-) -> Adjustment:
+def _adjustment(
+    ops: Any, plan: Plan, view: View, x: Tensor, live: Tensor | None
+) -> tuple[Affine, bool]:
     """What the user's `adjustment` returns for x, and 1 and 0 where the batch does not normalize.
 
-    With `apart` it is never folded into the vectors, which must be the same on all replicas.
+    As rows, `[G or R, C]`, unless it varies along reduced dimensions, then as given. Over several
+    replicas it is taken to vary: the vectors must be the same on all of them.
 
     Raises:
         ValueError: it returned anything but two values that broadcast to x.
     """
-    if options.adjustment is None or batch is False:
-        return NO_ADJUSTMENT
+    options, dtype = plan.options, plan.dtype
+    assert options.adjustment is not None
     returned = options.adjustment(ops.runtime_shape(x))
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
         raise ValueError(
@@ -133,7 +181,7 @@ def adjustment(
         )
     pair = [ops.cast(ops.asarray(one, x), dtype) for one in returned]
     shapes = [_shape_against(ops, options, view, one) for one in pair]
-    varies = apart or any(
+    varies = plan.several or any(
         ops.is_tensor(size) or size != 1
         for shape in shapes
         for i, size in enumerate(shape)
@@ -145,14 +193,14 @@ def adjustment(
             ops.reshape(ops.broadcast_to(ops.reshape(one, shape), full), view.row_shape)
             for one, shape in zip(pair, shapes, strict=True)
         ]
-    if live is not True:
+    if live is not None:
         scale, bias = pair
         chosen = view.spread_groups(ops, live) if varies else live
         pair = [
             ops.where(chosen, scale, ops.ones_like(scale)),
             ops.where(chosen, bias, ops.zeros_like(bias)),
         ]
-    return Adjustment((pair[0], pair[1]), varies)
+    return (pair[0], pair[1]), varies
 
 
 def _shape_against(ops: Any, options: Options, view: View, value: Tensor) -> list[Any]:

@@ -111,7 +111,7 @@ def attached(ops: Any, merged: Moments, moments: Moments, replicas: Any) -> Mome
     e = (moments.mean - own.mean) + (moments.remainder - own.remainder)
     f = moments.variance - own.variance
     zeros = ops.concatenate((share * e, share * (f + (2 * distance + e) * e)), 1)
-    sums = ops.sum_of_zeros(zeros, replicas)
+    sums = replicas.sum_of_zeros(zeros)
     mean, variance = sums[:, :c], sums[:, c:]
     return merged._replace(
         remainder=merged.remainder + mean,

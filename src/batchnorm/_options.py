@@ -31,6 +31,7 @@ class Options:
     renorm_momentum: Any = 0.99
     fused: bool | None = None
     virtual_batch_size: int | None = None
+    ghost_order: str = "strided"
     adjustment: Callable[[Any], tuple[Any, Any]] | None = None
     synchronized: Any = False
     unbiased_moving_variance: bool = False
@@ -41,6 +42,8 @@ class Options:
     zero_debias: bool | str = False
     activation: str | None = None
     owner: str = field(default="batch_norm", compare=False)
+    # the last plans, by what decided them: see `batchnorm._plan`
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False, init=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen for everybody else
@@ -56,8 +59,14 @@ class Options:
         self._check_choice("update_statistics", self.update_statistics, ("auto", True, False))
         self._check_choice("on_nonfinite", self.on_nonfinite, ("skip", "propagate", "raise"))
         self._check_choice("activation", self.activation, (None, "relu"))
+        self._check_choice("ghost_order", self.ghost_order, ("strided", "chunks"))
         self._check_choice("zero_debias", self.zero_debias, (False, True, "mean", "both"))
         set_(self, "zero_debias", "mean" if self.zero_debias is True else self.zero_debias)
+        if self.momentum is None and self.zero_debias:
+            raise ValueError(
+                f"{self.owner}: zero_debias must be False with momentum=None; got "
+                f"{self.zero_debias!r}. A cumulative average holds no initial value."
+            )
         self._check_synchronized()
         set_(self, "virtual_batch_size", self._checked_virtual_batch_size())
         if self.adjustment is not None and not callable(self.adjustment):
@@ -89,9 +98,11 @@ class Options:
     # Numbers of NumPy and others become Python's: those do not widen a float32 tensor.
 
     def _checked_unit_interval(self, name: str, value: Any) -> Any:
-        if value is None or isinstance(value, (str, bool)):
-            raise TypeError(f"{self.owner}: {name} must be a number in [0, 1]; got {value!r}.")
-        if not isinstance(value, (float, numbers.Real)):
+        if isinstance(value, (str, bool)):
+            raise TypeError(
+                f"{self.owner}: {name} must be a number in [0, 1] or None; got {value!r}."
+            )
+        if value is None or not isinstance(value, (float, numbers.Real)):
             return value
         if not 0 <= float(value) <= 1:
             raise ValueError(
@@ -182,7 +193,13 @@ class Options:
     def momenta_are_numbers(self) -> bool:
         """Whether no tensor decides how much of the old state is kept."""
         real = (float, numbers.Real)  # float first: asking an abstract class takes longer
-        return isinstance(self.momentum, real) and isinstance(self.renorm_momentum, real)
+        own = self.renorm_momentum is None or isinstance(self.renorm_momentum, real)
+        return own and isinstance(self.momentum, real)
+
+    @property
+    def renorm_remembers(self) -> bool:
+        """Whether renorm keeps running statistics of its own, beside the moving ones."""
+        return self.renorm and self.renorm_momentum is not None
 
     def check_axes(self, axes: tuple[int, ...]) -> None:
         """Refuses what only the input's rank can tell, once `axes` are resolved."""

@@ -11,8 +11,10 @@ Tensor = Any
 State = dict[str, Tensor]
 
 
-def row_of(ops: Any, shape: tuple[Any, Any], vector: Tensor, dtype: str) -> Tensor:
+def row_of(ops: Any, shape: tuple[Any, Any], vector: Tensor | None, dtype: str) -> Any:
     """A parameter or statistic as `[R, C]`, a counter too; the number of updates is a scalar."""
+    if vector is None:
+        return None
     if ops.shape(vector):
         vector = ops.row(vector, shape)
     own = ops.dtype(vector)
@@ -43,6 +45,10 @@ class Rows:
             constant = self.ops.stop_gradient(self.state[name])
             self.laid_out[name] = row_of(self.ops, self.shape, constant, self.dtype)
         return self.laid_out[name]
+
+    def of(self, state: Mapping[str, Tensor]) -> Rows:
+        """The rows of another state."""
+        return Rows(self.ops, self.view, state, self.dtype)
 
     def __contains__(self, name: str) -> bool:
         return name in self.state

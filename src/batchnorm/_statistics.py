@@ -3,7 +3,7 @@
 State is a dictionary. Every vector has the shape of the parameters (one axis: `(C,)`).
 
     moving_mean, moving_variance               always
-    moving_stddev, renorm_mean, renorm_stddev  with renorm
+    moving_stddev, renorm_mean, renorm_stddev  with renorm, unless renorm_momentum is None
     biased_mean, local_step                    with zero_debias
     biased_variance (renorm: biased_stddev)    with zero_debias="both"
     num_updates, skipped_updates               optional bookkeeping, int32: updates so far, and how
@@ -24,12 +24,12 @@ Tensor = Any
 def state_names(options: Options) -> tuple[str, ...]:
     """The names of the statistics that these options remember, in the order of Keras' weights."""
     names = ["moving_mean", "moving_variance"]
-    if options.renorm:
+    if options.renorm_remembers:
         names += ["moving_stddev", "renorm_mean", "renorm_stddev"]
     if options.zero_debias:
         names += ["biased_mean", "local_step"]
     if options.zero_debias == "both":
-        names.append("biased_stddev" if options.renorm else "biased_variance")
+        names.append("biased_stddev" if options.renorm_remembers else "biased_variance")
     return tuple(names)
 
 
@@ -38,43 +38,30 @@ def initial_value(name: str) -> float:
     return 1.0 if name in ("moving_variance", "moving_stddev", "renorm_stddev") else 0.0
 
 
-def next_state(
-    ops: Any,
-    options: Options,
-    old: Rows,
-    measured: Moments,
-    update: bool | Tensor,
-    filled: bool,
-    fused: bool,
-) -> State:
-    """What `remember` says, in the shapes and types of the state."""
-    view, state, dtype = old.view, old.state, old.dtype
-    how = (update, view.groups is not None, filled)
-    if fused and update is True and options.momenta_are_numbers:
-        by_kernel = remembered(ops, options, old, measured)
-        if by_kernel is not None:
-            return {**state, **by_kernel}
-        arrays = ops.on_host((*state.values(), *measured))
-        if arrays is not None:
-            from batchnorm.backends import host  # NumPy, which a framework has brought
+def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
+    """What `remember` says, in the shapes and types of the state.
 
-            given = dict(zip(state, arrays, strict=False))
-            there, moments = Rows(host, view, given, dtype), Moments(*arrays[len(given) :])
-            new = host.quietly(remember, host, options, there, moments, *how)
-            new = as_given(host, new, given)
-            return {**state, **{name: ops.asarray(new[name], measured.mean) for name in new}}
-    new = remember(ops, options, old, constant(ops, measured), *how)
+    Args:
+        plan: a `batchnorm._plan.Plan`.
+    """
+    options, state, grouped = plan.options, old.state, old.view.groups is not None
+    plain = not (grouped or options.renorm_remembers or options.zero_debias)
+    if plan.kernels and plain and options.on_nonfinite != "raise" and options.momenta_are_numbers:
+        new = ops.KERNELS.remember(
+            state,
+            measured,
+            options.momentum,
+            options.unbiased_moving_variance,
+            options.on_nonfinite == "propagate",
+        )
+        if new is not None:
+            return {**state, **new}
+    new = remember(ops, options, old, constant(ops, measured), grouped, plan.filled)
     return {**state, **as_given(ops, new, state)}
 
 
 def remember(
-    ops: Any,
-    options: Options,
-    state: Rows,
-    moments: Moments,
-    update: bool | Tensor,
-    grouped: bool,
-    filled: bool,
+    ops: Any, options: Options, state: Rows, moments: Moments, grouped: bool, filled: bool
 ) -> State:
     """What a batch changes in the state.
 
@@ -82,25 +69,28 @@ def remember(
     keeps its state bit for bit, and `skipped_updates` counts it: one bad batch must not spoil a
     model for ever (keras-team/keras#9646, pytorch/pytorch#1206).
 
+    Ghost batches are remembered as their average; chunks one after the other, each as a batch.
+
     Shapes: moments `[G, C]`, with `grouped` one row per ghost batch; state and result `[R, C]`.
 
     Args:
-        update: True, or a boolean scalar tensor that decides at run time.
         filled: whether every group is known to have values.
 
     Raises:
         FloatingPointError: `on_nonfinite="raise"` and a moment is not finite.
     """
-    biased, moments = _one_row(ops, options, moments, grouped)
+    in_turn = grouped and options.ghost_order == "chunks" and not options.pooled_moving_variance
+    biased, moments = _one_row(ops, options, moments, grouped and not in_turn)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
     finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
-    usable, due = finite & (moments.variance >= 0), update
+    usable: Any = finite & (moments.variance >= 0)
+    seen: Any = True
     if not filled:
         seen = ~ops.equal(moments.count, 0)
-        usable, due = usable & seen, seen & update
+        usable = usable & seen
     if options.on_nonfinite == "raise":
         mean = ops.check(
-            ops.all(finite if due is True else finite | ~due),
+            ops.all(finite if filled else finite | ~seen),
             FloatingPointError,
             f"{options.owner}: the batch must have a finite mean and variance; got NaN or infinity "
             "in at least one channel. Clean the input, or use on_nonfinite='skip' to leave such "
@@ -108,30 +98,45 @@ def remember(
             mean,
         )
     elif options.on_nonfinite == "propagate":
-        usable = filled or seen
-    if usable is not True:
-        usable = ops.known(usable)
-    new = _averages(ops, options, state, mean, (biased.variance, moments.variance))
-    steps = 1 if update is True else ops.cast(update, "int32")
-    if usable is not True or update is not True:
-        new = {name: ops.where(usable & update, one, state[name]) for name, one in new.items()}
+        usable = seen
+    turns = Turns(ops, state, mean, usable) if in_turn else None
+    new = _averages(ops, options, state, turns, mean, (biased.variance, moments.variance))
+    skipped = None if usable is True else ops.cast(~usable, "int32")
+    if skipped is not None:
+        some = usable if turns is None else turns.count > 0
+        new = {name: ops.where(some, one, state[name]) for name, one in new.items()}
     if "num_updates" in state:
-        new["num_updates"] = state["num_updates"] + steps
+        new["num_updates"] = state["num_updates"] + (ops.shape(mean)[0] if in_turn else 1)
     if "skipped_updates" in state and usable is not True:
-        new["skipped_updates"] = state["skipped_updates"] + steps * ops.cast(~usable, "int32")
+        old = state["skipped_updates"]
+        skipped = ops.cast(~usable, ops.dtype(old))
+        new["skipped_updates"] = old + (ops.sum(skipped, 0) if in_turn else skipped)
     return new
 
 
-def remembered(ops: Any, options: Options, old: Rows, moments: Moments) -> State | None:
-    """What `remember` says of moving averages alone, by one kernel; None where there is none."""
-    grouped = old.view.groups is not None
-    if grouped or options.renorm or options.zero_debias or options.on_nonfinite == "raise":
-        return None
-    propagate = options.on_nonfinite == "propagate"
-    new: State | None = ops.remembered(
-        old.state, moments, options.momentum, options.unbiased_moving_variance, propagate
-    )
-    return new
+class Turns:
+    """Updates by the rows `[G, C]` one after the other, all computed at once.
+
+    With m_j the share that update j keeps, value = old * m_1 ... m_G + sum over j of
+    (1 - m_j) * row_j * m_(j+1) ... m_G, without the rows that are not usable.
+
+    Attributes:
+        count: how many rows are usable, `[1, C]`.
+    """
+
+    def __init__(self, ops: Any, state: Rows, like: Tensor, usable: Any) -> None:
+        self.ops, self.state = ops, state
+        self.usable = ops.isfinite(ops.zeros_like(like)) if usable is True else usable
+        self.ones = ops.ones_like(like)
+        self.count = ops.sum(ops.where(self.usable, self.ones, ops.zeros_like(like)), 0)
+
+    def moved(self, old: Tensor, rows: Tensor, momentum: Any) -> Tensor:
+        ops, ones, zeros = self.ops, self.ones, self.ops.zeros_like(self.ones)
+        kept = ones * momentum
+        products = ops.products(ops.where(self.usable, kept, ones))
+        behind = ops.concatenate((products[1:], ones[:1]), 0)
+        shares = ops.where(self.usable, (1 - kept) * behind * rows, zeros)
+        return products[:1] * old + ops.sum(shares, 0)
 
 
 def _one_row(
@@ -151,36 +156,40 @@ def _averages(
     ops: Any,
     options: Options,
     state: Rows,
+    turns: Turns | None,
     mean: Tensor,
     variances: tuple[Tensor, Tensor],
 ) -> State:
     """The moving averages, one step on; `variances` are the biased one and the one to keep."""
     biased_variance, variance = variances
-    momentum, renorm_momentum = options.momentum, options.renorm_momentum
-    if not options.momenta_are_numbers:
-        momentum, renorm_momentum = (
-            ops.cast(one, ops.dtype(mean)) if ops.is_tensor(one) else one
-            for one in (momentum, renorm_momentum)
-        )
+    momentum, renorm_momentum = (
+        ops.cast(one, ops.dtype(mean)) if ops.is_tensor(one) else one
+        for one in (options.momentum, options.renorm_momentum)
+    )
+    if momentum is None:  # the average of everything since the start
+        updates = ops.cast(state["num_updates"], ops.dtype(mean))
+        updates = updates if turns is None else updates + ops.indices(mean)
+        momentum = updates / (updates + 1)
+    moved = _moved if turns is None else turns.moved
     new: State = {}
     if options.zero_debias:
-        new["local_step"] = state["local_step"] + 1
+        new["local_step"] = state["local_step"] + (1 if turns is None else turns.count)
 
     def track(name: str, value: Tensor, old: Tensor, debias: bool) -> None:
         if not debias:
-            new[f"moving_{name}"] = _moved(old, value, momentum)
+            new[f"moving_{name}"] = moved(old, value, momentum)
             return
-        biased = _moved(state[f"biased_{name}"], value, momentum)
+        biased = moved(state[f"biased_{name}"], value, momentum)
         new[f"biased_{name}"] = biased
         new[f"moving_{name}"] = _debiased(ops, biased, new["local_step"], momentum, old)
 
     track("mean", mean, state["moving_mean"], bool(options.zero_debias))
-    if not options.renorm:
+    if not options.renorm_remembers:
         track("variance", variance, state["moving_variance"], options.zero_debias == "both")
         return new
     deviation = ops.sqrt(biased_variance + options.epsilon)
     for name, value in (("renorm_mean", mean), ("renorm_stddev", deviation)):
-        new[name] = _moved(state[name], value, renorm_momentum)
+        new[name] = moved(state[name], value, renorm_momentum)
     stddev = ops.sqrt(variance + options.epsilon)
     old = _agreeing_stddev(ops, state, options.epsilon)
     track("stddev", stddev, old, options.zero_debias == "both")

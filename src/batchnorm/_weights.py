@@ -13,9 +13,7 @@ Tensor = Any
 def combined_weights(
     ops: Any, owner: str, view: View, x: Tensor, dtype: str, mask: Any, batch_weights: Any
 ) -> Tensor | None:
-    """mask * batch_weights, constant, as `[A, G, B, 1, D]`; None where neither is given.
-
-    G is 1 without ghost batches: a weight does not depend on the channel.
+    """mask * batch_weights, constant, of the view's `split` shape but 1 on the axes; or None.
 
     Raises:
         ValueError: a shape does not broadcast to the dimensions of x that are not in `axis`.
@@ -30,7 +28,10 @@ def combined_weights(
         given = ops.reshape(given, _shape_against(ops, owner, view, name, given))
         weights = given if weights is None else weights * given
     free = [1 if i in view.axes else size for i, size in enumerate(view.shape)]
-    return ops.stop_gradient(view.apply_to_weights(ops, ops.broadcast_to(weights, free)))
+    weights = ops.broadcast_to(weights, free)
+    if view.groups is not None:
+        weights = ops.reshape(weights, (*view.split[:2], *free[1:]))
+    return ops.stop_gradient(weights)
 
 
 def _shape_against(ops: Any, owner: str, view: View, name: str, given: Tensor) -> list[Any]:

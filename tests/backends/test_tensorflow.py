@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import batchnorm
-from batchnorm._native.tensorflow_constants import constant
+from batchnorm.backends.tensorflow.constants import constant
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 SHAPE = (2, 0, 3)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import batchnorm
-import reference
+import recordings
 import replicated
 
 both_paths = pytest.mark.parametrize("fused", [False, None], ids=["composite", "fused"])
@@ -88,9 +88,9 @@ def test_recordings_of_two_replicas_replay(mirrored: tuple[int, dict[str, Any]],
     """Without synchronization too: local statistics, of which whoever reads sees the mean."""
     _, found = mirrored
     (case,) = (
-        one for one in reference.golden_cases("keras_sync", "keras_v2") if one["name"] == name
+        one for one in recordings.golden_cases("keras_sync", "keras_v2") if one["name"] == name
     )
-    recorded, got = reference.golden_arrays(case), found["golden"][name]
+    recorded, got = recordings.golden_arrays(case), found["golden"][name]
     for what in ("y", "dx", "infer_y"):
         np.testing.assert_allclose(got[what], recorded[what], rtol=5e-5, atol=5e-5)
     for what in ("moving_mean", "moving_variance"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from batchnorm import keras as ours
-from batchnorm.keras import base
+from batchnorm.keras import base, keywords
 
 pytestmark = pytest.mark.keras
 
@@ -24,6 +24,16 @@ def raises(error, message):
 def defaults(layer):
     parameters = inspect.signature(layer.__init__).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
+def test_type_checkers_know_every_keyword_of_each_layer():
+    def known(layer, rest):
+        named = set(inspect.signature(layer.__init__).parameters) - {"self", "args", "kwargs"}
+        return named | set(rest.__annotations__)
+
+    every = known(ours.BatchNormalizationBase, keywords.LayerKeywords)
+    assert known(ours.BatchNormalization, keywords.Keywords) == every
+    assert known(ours.SyncBatchNormalization, keywords.SyncKeywords) == every - {"synchronized"}
 
 
 def test_new_arguments_are_keyword_only():
@@ -81,11 +91,11 @@ def test_our_layers_are_keras_batch_normalization():
          "momentum must be in [0, 1]: the share of the old value that a step keeps; got 1.5."),
         ({"momentum": -0.1}, ValueError,
          "momentum must be in [0, 1]: the share of the old value that a step keeps; got -0.1."),
-        ({"momentum": None}, TypeError, "momentum must be a number in [0, 1]; got None."),
+        ({"momentum": "x"}, TypeError, "momentum must be a number in [0, 1] or None; got 'x'."),
         ({"renorm_momentum": 2}, ValueError,
          "renorm_momentum must be in [0, 1]: the share of the old value that a step keeps; got 2."),
         ({"renorm_momentum": "x"}, TypeError,
-         "renorm_momentum must be a number in [0, 1]; got 'x'."),
+         "renorm_momentum must be a number in [0, 1] or None; got 'x'."),
         ({"epsilon": -1e-3}, ValueError, "epsilon must be a number >= 0; got -0.001."),
         ({"epsilon": float("nan")}, ValueError, "epsilon must be a number >= 0; got nan."),
         ({"epsilon": None}, TypeError, "epsilon must be a number >= 0; got None."),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from batchnorm import keras as ours
-from reference import golden_arrays, golden_cases, golden_state, resolve_golden
+from recordings import golden_arrays, golden_cases, golden_state, resolve_golden
 
 pytestmark = pytest.mark.keras
 

@@ -100,7 +100,7 @@ def test_a_model_with_layers_of_keras_own_is_refused_and_left_alone() -> None:
 
 def test_what_is_no_model_is_refused() -> None:
     assert refused(TypeError, 3, True) == (
-        "set_synchronized: model must be a Keras model or layer; got 3."
+        "set_synchronized: model must be a Keras model or layer, or a PyTorch module; got 3."
     )
 
 

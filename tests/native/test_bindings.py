@@ -189,7 +189,7 @@ def test_torch_refuses_weights_for_each_channel() -> None:
 def test_jax_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
     import jax
 
-    from batchnorm._native import jax as kernels
+    from batchnorm.backends.jax import kernels
 
     def run(given: dict[str, Any]) -> Any:
         given = {one: jax.numpy.asarray(value) for one, value in given.items()}
@@ -220,7 +220,7 @@ def test_jax_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
 def test_jax_names_the_vector() -> None:
     import jax
 
-    from batchnorm._native import jax as kernels
+    from batchnorm.backends.jax import kernels
 
     x = jax.numpy.ones(SHAPE)
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
@@ -234,7 +234,7 @@ def test_jax_names_the_vector() -> None:
 def test_tensorflow_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
     import tensorflow as tf
 
-    from batchnorm._native import tensorflow as kernels
+    from batchnorm.backends.tensorflow import kernels
 
     def run(given: dict[str, Any]) -> Any:
         given = {one: tf.constant(value) for one, value in given.items()}
@@ -253,7 +253,7 @@ def test_tensorflow_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
 def test_tensorflow_names_the_vector() -> None:
     import tensorflow as tf
 
-    from batchnorm._native import tensorflow as kernels
+    from batchnorm.backends.tensorflow import kernels
 
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         kernels.forward(tf.ones(SHAPE), None, tf.ones((1, 3)), None, EPSILON, 0)

@@ -35,7 +35,7 @@ def given(dtype: str) -> tuple[Moments, dict[str, np.ndarray]]:
 
 
 def expected(options: Options, state: Any, moments: Moments) -> dict[str, np.ndarray]:
-    new = host.quietly(remember, host, options, state, moments, True, False, False)
+    new = host.quietly(remember, host, options, state, moments, False, False)
     return {**state, **new}
 
 
@@ -148,22 +148,26 @@ def test_torch_takes_the_kernel(
     import torch
 
     import batchnorm
-    from batchnorm._native import torch as kernels
+    from batchnorm.backends import torch as backend
 
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, 5, 2)).astype("float32"))
     x[:, 1, :, 0] = torch.nan
     how = {"axis": (1, 3), **named(unbiased, propagate, momentum)}
     taken = []
 
-    def remembered(*operands: Any) -> Any:
-        taken.append(original(*operands))
-        return taken[-1]
+    def watched(name: str, original: Any) -> Any:
+        def call(*operands: Any) -> Any:
+            result = original(*operands)
+            taken.append((name, result is not None))
+            return result
 
-    original = kernels.remember
-    monkeypatch.setattr(kernels, "remember", remembered)
+        return call
+
+    for owner, name in ((backend.KERNELS, "whole"), (backend.derivatives, "kernels_remember")):
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
     _, state = batchnorm.init(x, axis=(1, 3))
     before = {name: one.clone() for name, one in state.items()}
-    # NumPy remembers where the kernel does not hold the state
+    # array operations remember where the kernel does not hold the state
     others = [
         {name: one.long() if "updates" in name else one for name, one in state.items()},
         {**state, "moving_mean": torch.zeros(1, 2, 1, 3).transpose(1, 3)},
@@ -176,7 +180,16 @@ def test_torch_takes_the_kernel(
             assert new[name].shape == value.shape == state[name].shape
             assert (new[name].dtype, value.dtype) == (state[name].dtype, other[name].dtype)
             np.testing.assert_array_equal(new[name], value.resolve_neg(), err_msg=name)
-    assert [one is not None for one in taken] == [True, False, False]
+    strided = torch.stack((x, x), -1)[..., 0]
+    assert not strided.is_contiguous()
+    for name, value in batchnorm.batch_norm(strided, {}, state, training=True, **how)[1].items():
+        np.testing.assert_array_equal(new[name], value, err_msg=name)
+    assert taken == [
+        ("whole", True),
+        *[("whole", False), ("kernels_remember", False)] * 2,
+        ("whole", False),
+        *[("whole", False), ("kernels_remember", True)],
+    ]
     for name, value in before.items():
         np.testing.assert_array_equal(state[name], value, err_msg=name)
 
@@ -218,7 +231,7 @@ def test_a_moving_average_has_no_derivative_in_tensorflow() -> None:
 def test_tensorflow_names_the_vector(name: str, shape: tuple[int, ...]) -> None:
     import tensorflow as tf
 
-    from batchnorm._native import tensorflow as kernels
+    from batchnorm.backends.tensorflow import kernels
 
     vectors = ("mean", "remainder", "variance", "count", "moving_mean", "moving_variance")
     operands = {one: tf.ones((1, 4)) for one in vectors} | {"count": tf.ones((1, 1))}

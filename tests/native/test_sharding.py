@@ -33,7 +33,7 @@ def check(shape, axis, mesh, spec, mask=False, training=True, offset=3.0, **opti
     arguments = jax.device_put(x, sharding), parameters, state, jax.device_put(dy, sharding), given
     compiled = jax.jit(step).lower(*arguments).compile()
     text = compiled.as_text()
-    assert "batchnorm_" in text
+    assert ("batchnorm_" in text) is training  # inference is the framework's own operations
     for word in ("all-gather", "all-to-all", "collective-permute"):
         assert word not in text, (word, shape, spec, options)
     (_, (y, new)), (dx, slopes) = compiled(*arguments)

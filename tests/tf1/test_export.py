@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from batchnorm import tf1
+from tf1_frozen import outputs_elsewhere
 
 v1 = tf.compat.v1
 RNG = np.random.default_rng(6)
@@ -67,6 +68,36 @@ def test_a_frozen_graph_computes_the_same_without_training_ops(inference):
     with tf.Graph().as_default(), v1.Session() as other:
         (got,) = tf.import_graph_def(frozen, return_elements=["y:0"])
         np.testing.assert_array_equal(other.run(got, {"import/x:0": X}), want)
+
+
+class Deriving(tf1.layers.BatchNormalization):
+    def _moments(self, inputs, reduction_axes, keep_dims):
+        return super()._moments(inputs, reduction_axes, keep_dims=keep_dims)
+
+
+def test_a_frozen_graph_of_each_surface_runs_where_batchnorm_is_not(tmp_path):
+    subclass = {
+        "a subclass": (lambda x, training: Deriving()(x, training=training), "training", {})
+    }
+    np.save(tmp_path / "x.npy", X)
+    want = {}
+    for name, (function, flag, options) in (CASES | subclass).items():
+        with tf.Graph().as_default(), v1.Session() as session:
+            x = v1.placeholder(tf.float32, (None, 3, 2, 4), name="x")
+            y = tf.identity(function(x, **{flag: False}, **options), name="y")
+            session.run(v1.global_variables_initializer())
+            for one in v1.global_variables():
+                value = RNG.uniform(0.5, 2.0, one.shape.as_list())
+                session.run(one.initializer, {one.initializer.inputs[1]: value})
+            frozen = v1.graph_util.convert_variables_to_constants(
+                session, session.graph.as_graph_def(), ["y"]
+            )
+            (tmp_path / f"{name}.pb").write_bytes(frozen.SerializeToString())
+            want[name] = session.run(y, {x: X})
+    got = outputs_elsewhere(tmp_path)
+    assert set(got) == set(want)
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("case", [CASES["layers, TensorFlow's ops"]], ids=["fused=False"])

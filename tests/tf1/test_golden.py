@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from batchnorm import tf1
-from reference import golden_arrays, golden_cases
+from recordings import golden_arrays, golden_cases
 
 v1 = tf.compat.v1
 FUNCTIONS = {

@@ -179,6 +179,36 @@ def test_a_layer_that_is_called_twice_updates_like_two_steps(session):
     np.testing.assert_allclose(session.run(layer.moving_mean), want, rtol=1e-5)
 
 
+def towers(session, inputs):
+    """The same network on several inputs, as code for several GPUs builds it."""
+    for i, x in enumerate(inputs):
+        with (
+            v1.variable_scope(v1.get_variable_scope(), reuse=i > 0),
+            v1.name_scope(f"tower_{i}"),
+        ):
+            layers(x, training=True, momentum=0.5, name="bn")
+    session.run(v1.global_variables_initializer())
+    return [
+        v1.get_collection(v1.GraphKeys.UPDATE_OPS, scope=f"tower_{i}") for i in range(len(inputs))
+    ]
+
+
+def test_the_updates_of_the_first_tower_run_without_the_others(session):
+    x, z = (v1.placeholder(tf.float32, X.shape) for _ in range(2))
+    first, last = towers(session, [x, z])
+    assert [len(first), len(last)] == [2, 2]
+    session.run(first, {x: X})
+    np.testing.assert_allclose(state_of(session)["bn/moving_mean"], 0.5 * X.mean(0), rtol=1e-5)
+
+
+def test_the_updates_of_the_last_tower_run_those_of_all_towers(session):
+    x, z = (v1.placeholder(tf.float32, X.shape) for _ in range(2))
+    _, last = towers(session, [x, z])
+    session.run(last, {x: X, z: OTHER})
+    want = 0.25 * X.mean(0) + 0.5 * OTHER.mean(0)
+    np.testing.assert_allclose(state_of(session)["bn/moving_mean"], want, rtol=1e-5)
+
+
 def test_the_output_of_a_second_application_does_not_need_the_first(session):
     x, z = (v1.placeholder(tf.float32, X.shape) for _ in range(2))
     layer = tf1.layers.BatchNormalization(renorm=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import batchnorm
+from batchnorm.tools.arguments import Arguments
 from batchnorm.tools.data import Batches
 from tool_models import dense, rows
 
@@ -20,9 +21,10 @@ LABELS = np.zeros(40)
 def read(model, data, size=16):
     """The shapes that reach the model."""
     batches = Batches(model, data, size, None, "test")
+    read_ = [batch.args[0] if isinstance(batch, Arguments) else batch for batch in batches]
     shapes = [
-        [one.shape for one in batch] if isinstance(batch, list) else batch.shape
-        for batch in batches
+        [one.shape for one in batch] if isinstance(batch, (list, tuple)) else batch.shape
+        for batch in read_
     ]
     assert batches.total in (None, len(shapes))
     return shapes
@@ -65,15 +67,6 @@ def test_batches_stay_batches(data):
 def test_lists_in_a_tuple_are_pairs_of_a_loader_for_torch():
     data = ([X[:24], LABELS[:24]], [X[24:], LABELS[24:]])
     assert read(torch.nn.BatchNorm1d(5), data) == [(24, 5), (16, 5)]
-
-
-def test_several_inputs_for_a_module_are_refused():
-    with pytest.raises(TypeError, match="several inputs") as raised:
-        batchnorm.reestimate(torch.nn.BatchNorm1d(5), ([X, Z], LABELS))
-    assert str(raised.value) == (
-        "reestimate: data must be an array, a tuple (x, labels) or batches of them; got a tuple "
-        "with several inputs, which only a Keras model takes."
-    )
 
 
 @pytest.mark.parametrize(

@@ -118,14 +118,95 @@ def test_dense_layers_take_both_sides(kind):
     assert folded.folding.difference <= 1e-5
 
 
-def test_a_given_model_is_left_bit_for_bit_and_shares_nothing():
+def test_a_given_model_is_left_bit_for_bit_and_what_changed_is_not_shared():
     model = shake(dense("ours"))
     before = weights_of(model)
     folded = batchnorm.fold(model)
-    for variable in folded.variables:
-        variable.assign(keras.ops.zeros_like(variable.value))
+    for layer in folded.layers:
+        for variable in layer.variables:
+            variable.assign(keras.ops.zeros_like(variable.value))
     assert weights_of(model) == before
     assert folded.folding.difference is None
+
+
+class Told(layers.Layer):
+    """State outside of its variables, and no configuration."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+        self.factor = self.add_weight(shape=(), initializer="ones", name="factor")
+
+    def call(self, x):
+        return x * self.factor + keras.ops.convert_to_tensor(self.table)
+
+
+def test_layers_that_need_no_change_are_the_same_objects():
+    """Lambdas, adapted layers and layers without a configuration failed, or lost their state."""
+    x = rows(20, mean=1.0)
+    adapted = layers.Normalization()
+    adapted.adapt(x)
+    told = Told(np.arange(5, dtype=np.float32))
+    buckets = layers.Discretization(num_bins=3, output_mode="int")
+    buckets.adapt(x)
+    inputs = keras.Input((5,))
+    y = layers.Lambda(lambda t: t * 3)(told(adapted(inputs)))
+    y = BatchNormalization()(layers.Dense(4, activation=None, name="dense")(y))
+    z = layers.Lambda(lambda t: keras.ops.cast(t, "float32"))(buckets(inputs))
+    y = layers.Concatenate()([layers.LayerNormalization()(y), z])
+    inner = keras.Sequential([keras.Input((9,)), layers.Dense(2)], name="inner")
+    model = shake(keras.Model(inputs, inner(y)))
+    folded = batchnorm.fold(model, x)
+    assert left(folded) == []
+    assert folded.folding.difference <= 1e-5
+    shared = [one for one in model.layers if any(one is other for other in folded.layers)]
+    changed = [one.name for one in model.layers if one not in shared]
+    assert set(changed) - {"dense"} <= {one.name for one in model.layers if isinstance(one, KERAS)}
+    assert told in shared
+    assert inner in shared
+
+
+@pytest.mark.skipif(not ON_TENSORFLOW, reason="strings are TensorFlow's")
+def test_a_lookup_keeps_its_vocabulary():
+    words = keras.Input((3,), dtype="string")
+    ids = layers.StringLookup(vocabulary=["a", "b", "c"], output_mode="multi_hot")(words)
+    model = shake(keras.Model(words, BatchNormalization()(layers.Dense(4)(ids))))
+    import tensorflow as tf
+
+    folded = batchnorm.fold(model)
+    data = tf.constant([["a", "b", "x"], ["c", "c", "a"]])
+    np.testing.assert_allclose(folded(data), model(data, training=False), rtol=1e-5, atol=1e-6)
+
+
+def test_options_that_only_learning_needs_do_not_matter():
+    """Functions of the user cannot be built from their names."""
+
+    def mine(x):
+        return keras.ops.maximum(x, 0.1 * x)
+
+    linear = layers.Dense(
+        4,
+        activation=mine,
+        kernel_regularizer=lambda w: keras.ops.sum(w),
+        kernel_constraint=lambda w: w,
+        name="dense",
+    )
+    inputs = keras.Input((5,))
+    model = shake(keras.Model(inputs, linear(BatchNormalization()(inputs))))
+    folded = batchnorm.fold(model, rows(20, mean=1.0))
+    assert left(folded) == []
+    assert folded.folding.difference <= 1e-5
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="through TensorFlow's SavedModel")
+def test_a_folded_model_exports(tmp_path):
+    import tensorflow as tf
+
+    folded = batchnorm.fold(shake(dense("ours")))
+    folded.export(tmp_path / "model", format="tf_saved_model", verbose=False)
+    x = rows(8, mean=1.0)
+    served = tf.saved_model.load(str(tmp_path / "model")).serve(x)
+    np.testing.assert_allclose(served, folded.predict_on_batch(x), rtol=1e-5)
 
 
 def test_the_given_model_still_predicts_after_the_folded_one_did():
@@ -381,14 +462,13 @@ def test_no_rows_are_no_comparison():
 def test_outputs_of_which_one_is_nan_differ():
     """max(0.0, nan) is 0.0."""
 
-    class Only(dict):
-        def __call__(self, x, training=None):
-            return x * self["factor"]
+    def times(factor):
+        return lambda x: [x * factor]
 
-    before, after = Only(factor=1.0), Only(factor=np.nan)
-    assert np.isnan(largest_difference(before, after, [rows(3)]))
-    assert largest_difference(after, after, [rows(3)]) == 0
-    assert largest_difference(before, Only(factor=2.0), [rows(3)]) == 1
+    three = [rows(3)]
+    assert np.isnan(largest_difference(times(1.0), times(np.nan), three))
+    assert largest_difference(times(np.nan), times(np.nan), three) == 0
+    assert largest_difference(times(1.0), times(2.0), three) == 1
 
 
 def test_another_precision_is_refused():

@@ -102,6 +102,72 @@ def test_a_model_around_the_frozen_one_that_has_trained_obeys_too():
     assert model.train_function is None
 
 
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "adamw": lambda: keras.optimizers.AdamW(0.1, weight_decay=0.1),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)),
+}
+
+
+def go_on(model) -> None:
+    model.fit(X, np.ones((len(X), 3), np.float32), batch_size=12, verbose=0, shuffle=False)
+
+
+def slots(model) -> dict[str, np.ndarray]:
+    """What the optimizer remembers of the last layer, and its counter."""
+    return {
+        one.path.rpartition("/")[2]: keras.ops.convert_to_numpy(one.value)
+        for one in model.optimizer.variables
+        if "dense" in one.path or "iteration" in one.path
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("ours", "sgd"), ("keras", "adamw"), ("ours", "scaled")]
+)
+def test_a_compiled_model_goes_on_after_its_parameters_were_frozen_and_unfrozen(kind, optimizer):
+    """The next `fit` failed inside Keras: its optimizer knew other variables."""
+    model = dense(kind)
+    model.compile(OPTIMIZERS[optimizer](), "mse")
+    go_on(model)
+    what = "both" if kind == "keras" else "parameters"
+    for _ in range(2):
+        kept = slots(model)
+        batchnorm.freeze(model, what)
+        assert all(np.array_equal(kept[name], value) for name, value in slots(model).items())
+        before, weights = parameters(model), model.layers[-1].get_weights()
+        go_on(model)
+        assert parameters(model) == before
+        assert not np.array_equal(model.layers[-1].get_weights()[0], weights[0])
+        batchnorm.unfreeze(model, what)
+        go_on(model)
+        assert parameters(model) != before
+
+
+def test_what_was_frozen_for_a_while_finds_its_slots_again():
+    models = [dense("ours"), dense("ours")]
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+        go_on(model)
+    with batchnorm.frozen(models[1], "parameters"):
+        assert len(models[1].optimizer.variables) < len(models[0].optimizer.variables)
+    for model in models:
+        go_on(model)
+    np.testing.assert_allclose(parameters(models[0])[0], parameters(models[1])[0], rtol=1e-5)
+
+
+def test_a_model_that_was_first_trained_frozen_learns_after_unfreeze():
+    model = dense("ours")
+    batchnorm.freeze(model)
+    model.compile("adam", "mse")
+    go_on(model)
+    before = parameters(model)
+    batchnorm.unfreeze(model)
+    go_on(model)
+    assert parameters(model) != before
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_unfreeze_lets_everything_learn_again(kind):
     model = dense(kind)
@@ -182,8 +248,8 @@ BATCH, MOVING = (
     [
         (
             {},
-            f"With training=True it {BATCH} and updates the moving ones; with training=False it "
-            f"{MOVING} and leaves them alone. Gamma and beta are trained.",
+            f"With training=True it {BATCH} and updates the moving ones (keeping 0.99 of the old); "
+            f"with training=False it {MOVING} and leaves them alone. Gamma and beta are trained.",
         ),
         (
             {"trainable": False},
@@ -198,8 +264,8 @@ BATCH, MOVING = (
         (
             {"virtual_batch_size": 4, "renorm": True, "scale": False, "center": False},
             "With training=True it normalizes ghost batches of 4 with their own statistics, "
-            "corrected by renorm and updates the moving ones; with training=False it "
-            f"{MOVING} and leaves them alone. It has neither gamma nor beta.",
+            "corrected by renorm, and updates the moving ones (keeping 0.99 of the old); with "
+            f"training=False it {MOVING} and leaves them alone. It has neither gamma nor beta.",
         ),
     ],
 )
@@ -216,14 +282,21 @@ def test_explain_knows_kerass_own_layer():
     layer.trainable = False
     assert explained(layer) == (
         f"With training=True and False alike it {MOVING} and leaves them alone, because "
-        "trainable=False. Gamma and beta are not trained."
+        "trainable=False. Beta is not trained."
+    )
+    layer = keras.layers.BatchNormalization(momentum=1.0)
+    assert explained(layer).startswith(
+        f"With training=True it {BATCH} and leaves the moving ones alone; with training=False it "
+        f"{MOVING} and leaves them alone, because momentum=1."
     )
 
 
-def test_explain_names_the_path_and_counts_updates():
+def test_explain_names_the_path_and_the_plan_and_counts_updates():
     layer = BatchNormalization(fused=False)
     layer(X, training=True)
     assert batchnorm.explain(layer).endswith(
-        "It runs on composite operations. Not on our fused kernels: fused is False. Its statistics "
-        "have seen 1 updates."
+        "It runs on composite operations. Not on our fused kernels: fused is False. Its last call "
+        "followed Plan(way='at once', batch=True, update=True, kernels=False, "
+        f"reason='fused is False.', shape={X.shape}, axes=({X.ndim - 1},), dtype='float32', "
+        "options=(fused=False)). It has counted 1 update of its statistics."
     )

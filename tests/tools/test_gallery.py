@@ -10,9 +10,8 @@ import batchnorm
 from gallery import GALLERY
 from tool_models import KINDS
 
-pytestmark = pytest.mark.keras
 
-
+@pytest.mark.keras
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", GALLERY)
 def test_the_first_diagnosis_names_the_layer_and_the_cause(name, kind):
@@ -23,9 +22,22 @@ def test_the_first_diagnosis_names_the_layer_and_the_cause(name, kind):
     assert alarms[:1] == ([] if sick.cause is None else [(sick.layer, sick.cause)])
 
 
+@pytest.mark.parametrize("name", GALLERY)
+def test_a_torch_module_gets_the_same_report_in_train_and_in_eval_mode(name):
+    """In `train()`, evaluation was measured twice: no drift, and the layers behind were blamed."""
+    sick = GALLERY[name]
+    model, data = sick.make("torch")
+    reports = [batchnorm.inspect(model.train(mode), data) for mode in (True, False)]
+    alarms = [(one.layer, one.cause) for one in reports[0].alarms()]
+    assert alarms[:1] == ([] if sick.cause is None else [(sick.layer, sick.cause)])
+    assert reports[0].to_dict() == reports[1].to_dict()
+    assert any(row.drift > 0 for row in reports[0].rows)
+
+
 APPLICATIONS = ("ResNet50", "MobileNetV2", "EfficientNetB0")
 
 
+@pytest.mark.keras
 @pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the large networks run on torch")
 @pytest.mark.parametrize("seed", range(3))

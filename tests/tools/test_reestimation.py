@@ -101,7 +101,7 @@ def test_batch_weights_count_as_repeated_rows():
 def test_average_is_the_mean_of_the_batches_means_and_variances():
     model = dense("ours")
     batches = pieces(X, 10, 20)
-    batchnorm.reestimate(model, batches, "average")
+    batchnorm.reestimate(model, batches, method="average")
     mean, variance = statistics(model.get_layer("first"))
     np.testing.assert_allclose(mean, np.mean([b.mean(0) for b in batches], 0), rtol=1e-5)
     np.testing.assert_allclose(variance, np.mean([b.var(0) for b in batches], 0), rtol=1e-5)
@@ -110,7 +110,7 @@ def test_average_is_the_mean_of_the_batches_means_and_variances():
 def test_ema_weighs_the_newest_batch_most():
     model = dense("ours", momentum=0.5)
     batches = pieces(X, 10, 20)
-    batchnorm.reestimate(model, batches, "ema")
+    batchnorm.reestimate(model, batches, method="ema")
     mean, variance = statistics(model.get_layer("first"))
     weights = [1 / 7, 2 / 7, 4 / 7]
     wanted = sum(w * b.mean(0, dtype=np.float64) for w, b in zip(weights, batches, strict=True))
@@ -211,14 +211,14 @@ def test_an_interruption_while_results_are_stored_leaves_the_model_bit_for_bit(m
     before = weights_of(model)
     from batchnorm.tools.norm_keras import OwnNorm
 
-    assign = OwnNorm.assign
+    assign = OwnNorm.set_host_statistics
 
     def stopping(norm, mean, variance):
         assign(norm, mean, variance)
         if norm.name == "second":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(OwnNorm, "assign", stopping)
+    monkeypatch.setattr(OwnNorm, "set_host_statistics", stopping)
     with pytest.raises(KeyboardInterrupt):
         batchnorm.reestimate(model, X)
     assert weights_of(model) == before

@@ -19,10 +19,10 @@ import tensorflow as tf
 
 import batchnorm
 import engines
-import reference
+import recordings
 import replicated
 from batchnorm import keras as ours
-from batchnorm.backends import tensorflow_replicas
+from batchnorm.backends.tensorflow import replicas as tensorflow_replicas
 
 RANK, REPLICAS, FOLDER = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 ENGINE = engines.ENGINES["tensorflow"]
@@ -135,9 +135,9 @@ def golden(strategy: tf.distribute.Strategy) -> dict[str, Any]:
         ("k2_two_replicas_fused", ours.BatchNormalization),
     ):
         (case,) = (
-            one for one in reference.golden_cases("keras_sync", "keras_v2") if one["name"] == name
+            one for one in recordings.golden_cases("keras_sync", "keras_v2") if one["name"] == name
         )
-        recorded = reference.golden_arrays(case)
+        recorded = recordings.golden_arrays(case)
         # the originals' fused kernel remembers the unbiased variance
         unbiased = case["fused"]
         with strategy.scope():

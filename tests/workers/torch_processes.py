@@ -16,7 +16,7 @@ import torch.distributed as dist
 import batchnorm
 import engines
 import replicated
-from batchnorm.backends import torch_replicas
+from batchnorm.backends.torch import replicas as torch_replicas
 
 RANK, REPLICAS, FOLDER = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 ENGINE = engines.ENGINES["torch"]

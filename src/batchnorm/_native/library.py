@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from batchnorm._native.operands import KERNELS, OTHERS, prototype
+
 ABI_VERSION = 2
 HERE = Path(__file__).parent
 MODES = ("auto", "never", "require")
@@ -15,21 +17,7 @@ MODES = ("auto", "never", "require")
 # The codes of `enum bn_dtype`.
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 
-_PROTOTYPES = {  # i int, n int64, d double, p pointer, s sizes: first dtype, then mostly dims and x
-    "bn_moments": "isppspppp",
-    "bn_standardize": "isppspppdppip",
-    "bn_forward": "isppsdppippppp",
-    "bn_backward": "ispppsppppdppipippp",
-    "bn_backward_sums": "ispppspppdppipp",
-    "bn_backward_input": "ispppsppppdppipippp",
-    "bn_standardize_add": "ispppspppdppip",
-    "bn_forward_add": "ispppsdppippppp",
-    "bn_backward_add": "isppppsppppdppipipppp",
-    "bn_backward_sums_add": "isppppspppdppipp",
-    "bn_backward_input_add": "isppppsppppdppipipppp",
-    "bn_remember": "innppppdiipppppp",
-}
-_TYPES = {
+_TYPES = {  # the letters of `operands.prototype`
     "i": ctypes.c_int,
     "n": ctypes.c_int64,
     "d": ctypes.c_double,
@@ -99,9 +87,10 @@ def load() -> ctypes.CDLL:
             f"The native kernels are of ABI version {found}, this package needs {ABI_VERSION}: "
             "install batchnorm again."
         )
-    for name, arguments in _PROTOTYPES.items():
-        getattr(library, name).argtypes = [_TYPES[letter] for letter in arguments]
-        getattr(library, name).restype = ctypes.c_int
+    for name, arguments in {**{name: one.c for name, one in KERNELS.items()}, **OTHERS}.items():
+        function = getattr(library, f"bn_{name}")
+        function.argtypes = [_TYPES[letter] for letter in prototype(arguments)]
+        function.restype = ctypes.c_int
     library.bn_error.restype = ctypes.c_char_p
     library.bn_advise_huge.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     library.bn_learned.argtypes = [ctypes.c_char_p, ctypes.c_size_t]

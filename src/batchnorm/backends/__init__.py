@@ -1,12 +1,12 @@
-"""One file per framework: a few array operations, and the two big steps.
+"""One folder per framework: a few array operations, and the big steps by the native kernels.
 
-Every file here defines the same functions with the same signatures (tests/backends holds them to
-it); `composite.py` writes the big steps in terms of the small ones. The core picks a backend from
-the tensor it is given, so that one process can use all three frameworks.
+Each folder has the same files. `operations` are array operations under common names; `kernels`
+binds the native kernels, `derivatives` gives them their derivatives; `replicas` talks to other
+processes or devices; `place` knows who is calling. The folder itself is what the core gets as
+`ops`, with the names of PROTOCOL, of equal signatures. `composite.py` writes the big steps in array
+operations, for all of them; `fused.py` is what the kernels of all frameworks share.
 
-    row(x, shape)           a vector as `[R, C]`, or `(C,)` where that broadcasts like it
-    per_channel(x, shape)   a row as the kernels take it, in full
-    known(mask)             True where all of it is and its values are at hand, else the mask
+The core picks a backend from the tensor it is given, so that one process can use all three.
 """
 
 from __future__ import annotations
@@ -15,6 +15,24 @@ import importlib
 import sys
 from types import ModuleType
 from typing import Any
+
+PROTOCOL = (
+    # the big steps, in array operations and by the kernels: `composite.Steps`, `fused.Steps`
+    "COMPOSITE", "KERNELS",
+    # who is calling, and where
+    "UNAVAILABLE", "recomputing", "traced", "why_not",
+    # replicas
+    "aligned", "all_gather", "find_replicas",
+    # array operations; `sum` and `wide_sum` keep the dimensions
+    "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
+    "indices", "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin",
+    "products", "reshape", "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose",
+    "where", "wide_sum", "zeros_like",
+    # what programs decide: a scalar's value, an error, a branch
+    "check", "concrete", "cond",
+    # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it
+    "row", "per_channel",
+)  # fmt: skip
 
 
 def backend_of(x: Any) -> ModuleType:
@@ -26,16 +44,11 @@ def backend_of(x: Any) -> ModuleType:
     # A framework that was never imported cannot have made x, so none is imported here.
     loaded = sys.modules
     if "torch" in loaded and isinstance(x, loaded["torch"].Tensor):
-        from batchnorm.backends import torch
-
-        return torch
+        return _backend("torch")
     if "jax" in loaded and isinstance(x, loaded["jax"].Array):
-        from batchnorm.backends import jax
-
-        return jax
+        return _backend("jax")
     if "tensorflow" in loaded:
-        from batchnorm.backends import tensorflow
-
+        tensorflow = _backend("tensorflow")
         if tensorflow.is_tensor(x):
             return tensorflow
     kind = f"{type(x).__module__}.{type(x).__qualname__}"
@@ -43,6 +56,11 @@ def backend_of(x: Any) -> ModuleType:
         f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
         "for example with jax.numpy.asarray."
     )
+
+
+def _backend(framework: str) -> ModuleType:
+    name = f"batchnorm.backends.{framework}"
+    return sys.modules[name] if name in sys.modules else importlib.import_module(name)
 
 
 def why_not(subject: Any) -> str | None:
@@ -62,4 +80,5 @@ def why_not(subject: Any) -> str | None:
             f"why_not: subject must be tensorflow, jax, torch or one of their tensors; "
             f"got {subject!r}."
         )
-    return importlib.import_module(f"batchnorm.backends.{subject}").UNAVAILABLE
+    unavailable: str | None = _backend(subject).UNAVAILABLE
+    return unavailable

@@ -1,4 +1,4 @@
-"""The two big steps in terms of a framework's array operations.
+"""The big steps in terms of a framework's array operations, on x's own dimensions.
 
 Differentiable as they stand, to any order: nothing on the way from x to y is cut off (the originals
 stop the gradient at the mean and get second derivatives wrong, D31). Only constants that cancel,
@@ -7,14 +7,23 @@ such as the shift, are.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from batchnorm._moments import Moments
+from batchnorm._moments import Moments, attached
 
 Tensor = Any
-Sizes = tuple[Any, Any, Any, Any, Any]
 
-REDUCED = (0, 2, 4)
+
+class Case(NamedTuple):
+    """What all steps of a call have in common.
+
+    `view` is a `batchnorm._axes.View`; weights have its shape `split`, but 1 on the axes.
+    """
+
+    view: Any
+    weights: Tensor | None
+    epsilon: float
+    activation: str | None
 
 
 def statistics_dtype(dtype: str) -> str:
@@ -22,31 +31,89 @@ def statistics_dtype(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
-def moments(ops: Any, x: Tensor, sizes: Sizes, weights: Tensor | None) -> Moments:
+class Steps:
+    """Moments and standardization in the operations of one framework.
+
+    The kernels of a framework have the same methods. There moments are constants, and
+    `standardize` has their derivative; here moments are functions of x.
+    """
+
+    def __init__(self, ops: Any) -> None:
+        self.ops = ops
+
+    def wide(self, x: Tensor) -> Tensor:
+        """x for several steps: 16 bits become 32 once, so that a derivative's parts add up so."""
+        return self.ops.cast(x, statistics_dtype(self.ops.dtype(x)))
+
+    def moments(self, x: Tensor, case: Case) -> Moments:
+        """Mean, biased variance and count of each channel of each group; see `moments`."""
+        return moments(self.ops, x, case)
+
+    def over(self, measured: Moments, merged: Moments, replicas: Any) -> Moments:
+        """What normalizes where the moments of all replicas were merged."""
+        return attached(self.ops, merged, measured, replicas)
+
+    def standardize(
+        self,
+        x: Tensor,
+        case: Case,
+        used: Moments,
+        scale: Tensor | None,
+        offset: Tensor | None,
+        live: Tensor | None = None,
+        replicas: Any = None,
+    ) -> Tensor:
+        """y in x's shape and type; see `standardize`."""
+        return standardize(self.ops, x, case, used, scale, offset)
+
+    def forward(
+        self, x: Tensor, case: Case, scale: Tensor | None, offset: Tensor | None
+    ) -> tuple[Tensor, Moments]:
+        """`moments`, then `standardize` with them."""
+        wide = self.wide(x)
+        measured = moments(self.ops, wide, case)
+        y = standardize(self.ops, wide, case, measured, scale, offset)
+        return self.ops.cast(y, self.ops.dtype(x)), measured
+
+    def infer(
+        self, x: Tensor, case: Case, used: Moments, scale: Tensor | None, offset: Tensor | None
+    ) -> Tensor:
+        """An affine map on x's own shape: `standardize` with statistics that are constants."""
+        return standardize(self.ops, x, case, used, scale, offset)
+
+    def remember(
+        self, state: Any, measured: Moments, momentum: float, unbiased: bool, propagate: bool
+    ) -> Any:
+        """The plain moving averages after a step, by one kernel: here there is none."""
+        return None
+
+
+def moments(ops: Any, x: Tensor, case: Case) -> Moments:
     """Mean, biased variance and count per group and channel, accurate at any offset.
 
     Formula: with a shift near the mean, mean = shift + E[x - shift] and
     variance = E[(x - mean)^2]; the variance gets one correction step, v + E[(x - mean)^2 - v],
     because some frameworks add a million float32 numbers one after the other.
 
-    Shapes: x reads as `[A, G, B, C, D]`, the `sizes`; weights `[A, G or 1, B, 1, D]` -> `[G, C]`,
-    count `[G, 1]`.
+    Shapes: x as given to the layer -> `[G, C]`, count `[G, 1]`.
     """
-    a, g, b, c, d = sizes
+    view, weights = case.view, case.weights
+    _, g, _, c, _ = view.canonical
+    over = view.reduced
     dtype = statistics_dtype(ops.dtype(x))
-    x = ops.cast(ops.reshape(x, sizes), dtype)
+    x = ops.cast(view.apart(ops, x), dtype)
     if weights is None:
-        total = ops.full((1, 1, 1, 1, 1), a * b * d, dtype, x)
+        total = ops.full([1] * len(view.split), view.values_per_group, dtype, x)
     else:
         # NaN where nothing counts must not count
         x = ops.where(ops.equal(weights, 0), ops.zeros_like(x), x)
-        total = ops.pin(ops.wide_sum(weights, REDUCED), dtype)
+        total = ops.pin(ops.wide_sum(weights, over), dtype)
     divisor = ops.where(ops.equal(total, 0), ops.ones_like(total), total)
 
     def mean_of(values: Tensor) -> Tensor:
-        return ops.sum(values if weights is None else weights * values, REDUCED) / divisor
+        return ops.sum(values if weights is None else weights * values, over) / divisor
 
-    rough_sum = ops.wide_sum(x if weights is None else weights * x, REDUCED)
+    rough_sum = ops.wide_sum(x if weights is None else weights * x, over)
     shift = ops.stop_gradient(ops.pin(rough_sum / ops.cast(divisor, ops.dtype(rough_sum)), dtype))
     shifted = x - shift
     remainder = mean_of(shifted)
@@ -64,41 +131,34 @@ def moments(ops: Any, x: Tensor, sizes: Sizes, weights: Tensor | None) -> Moment
 def standardize(
     ops: Any,
     x: Tensor,
-    sizes: Sizes,
-    moments: Moments,
+    case: Case,
+    used: Moments,
     scale: Tensor | None,
     offset: Tensor | None,
-    epsilon: float,
-    weights: Tensor | None,
-    activation: str | None = None,
 ) -> Tensor:
     """y = (x - mean) / sqrt(variance + epsilon) * scale + offset, then the activation; in x's type.
 
     Edge cases: variance + epsilon = 0 gives y = offset (D33). Where the weight is 0 and x is not
     finite, y = offset and no gradient passes, as if the value were not there.
 
-    Shapes: x, which reads as `[A, G, B, C, D]`, the `sizes`, and y of x's shape; vectors
-    `[G or 1, C]` or `(C,)`; weights `[A, G or 1, B, 1, D]`.
+    Shapes: x as given to the layer, and y of x's shape; vectors `[G or 1, C]` or `(C,)`.
     """
-
-    def spread(vector: Tensor) -> Tensor:
-        *rows, columns = ops.shape(vector)
-        return ops.reshape(vector, (1, *(rows or [1]), 1, columns, 1))
-
-    wide = ops.cast(ops.reshape(x, sizes), statistics_dtype(ops.dtype(x)))
-    centered = wide - spread(moments.mean)
-    if moments.remainder is not None:
-        centered = centered - spread(moments.remainder)
+    view, weights = case.view, case.weights
+    wide = ops.cast(view.apart(ops, x), statistics_dtype(ops.dtype(x)))
+    centered = wide - view.along(ops, used.mean)
+    if used.remainder is not None:
+        centered = centered - view.along(ops, used.remainder)
     excluded = None if weights is None else ops.equal(weights, 0) & ~ops.isfinite(wide)
     if excluded is not None:
         centered = ops.where(excluded, ops.zeros_like(centered), centered)
-    factor = inverse_stddev(ops, moments.variance, epsilon)
-    y = ops.multiply(centered, spread(factor if scale is None else factor * scale))
+    factor = inverse_stddev(ops, used.variance, case.epsilon)
+    y = ops.multiply(centered, view.along(ops, factor if scale is None else factor * scale))
     if offset is not None:
-        y = ops.add(y, spread(offset))
+        y = ops.add(y, view.along(ops, offset))
     if excluded is not None:
         y = ops.where(excluded, ops.stop_gradient(y), y)
-    return ops.reshape(ops.cast(_activated(ops, y, activation), ops.dtype(x)), ops.shape(x))
+    y = ops.cast(activated(ops, y, case.activation), ops.dtype(x))
+    return y if view.groups is None else ops.reshape(y, view.shape)
 
 
 def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
@@ -120,10 +180,11 @@ def affine(
         y = y * scale
     if offset is not None:
         y = y + offset
-    return ops.cast(_activated(ops, y, activation), ops.dtype(u))
+    return ops.cast(activated(ops, y, activation), ops.dtype(u))
 
 
-def _activated(ops: Any, y: Tensor, activation: str | None) -> Tensor:
+def activated(ops: Any, y: Tensor, activation: str | None) -> Tensor:
+    """The activation of y; NaN stays NaN, and the slope of ReLU at 0 is 0."""
     if activation is None:
         return y
-    return ops.where(y <= 0, ops.zeros_like(y), y)  # NaN stays NaN, and the slope at 0 is 0
+    return ops.where(y <= 0, ops.zeros_like(y), y)

@@ -6,8 +6,6 @@ network    the network, the same for every kind
 training   one compilation per row, one run per seed
 claims     published claims, judged from the runs
 report     the table, the words, the plot and the files
+trials     all of it, in turn
+command    the options
 """
-
-from batchnorm.demo.command import run
-
-__all__ = ["run"]

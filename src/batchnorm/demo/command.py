@@ -1,60 +1,68 @@
-"""The command itself: train every row, show progress, report."""
+"""The command `batchnorm demo`."""
 
+import importlib.util
+import os
+import sys
+from enum import StrEnum
 from pathlib import Path
-from time import perf_counter
+from typing import Annotated
 
-import keras
-from rich.console import Console
+import typer
 
-from batchnorm._progress import progress
-from batchnorm.demo import claims, data, plan, report
-from batchnorm.demo.training import Run, Trainer
+# What it imports beside the framework, and the extra that brings it.
+_MODULES = {"keras": "{backend}", "matplotlib": "demo", "sklearn": "demo"}
 
 
-def run(seeds: int, out: Path, quick: bool = False) -> None:
-    """Train each row of the plan `seeds` times; print table and words, write files to `out`."""
-    started = perf_counter()
-    console = Console()
-    backend = keras.backend.backend()
-    runs = train(plan.quick(claims.compared()) if quick else plan.full(), seeds, console)
-    lines = report.rows(runs)
-    said = [claims.judge(claim, runs) for claim in claims.CLAIMS]
-    console.print(report.table(lines, backend))
-    console.print(
-        "± is the standard deviation over seeds in the table, and the 95 % interval of the mean "
-        "difference between runs of the same seed below. Every kind trains with the same "
-        "optimizer and learning rate in a regime. Steps are the median over seeds.",
-        style="dim",
+class Backend(StrEnum):
+    """The frameworks that Keras can run on."""
+
+    jax = "jax"
+    tensorflow = "tensorflow"
+    torch = "torch"
+
+
+def demo(
+    backend: Annotated[Backend, typer.Option(help="Framework to train on.")] = Backend.jax,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row of the table.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for the plot and the rows.")] = Path(
+        "batchnorm-demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps of each: shows that it works, no more.")
+    ] = False,
+) -> None:
+    """Train on real handwritten digits, and see which published claims hold here."""
+    complaint = missing(backend) or other_backend_in_use(backend)
+    if complaint:
+        typer.echo(complaint, err=True)
+        raise typer.Exit(1)
+    os.environ["KERAS_BACKEND"] = backend.value
+    # Imported here: Keras reads KERAS_BACKEND once, at its import.
+    from batchnorm.demo.trials import run
+
+    run(seeds=seeds, out=out, quick=quick)
+
+
+def missing(backend: Backend) -> str | None:
+    """Sentence that says what `demo` lacks and how to install it, or None."""
+    extras = {backend.value: backend.value}
+    extras |= {module: extra.format(backend=backend) for module, extra in _MODULES.items()}
+    missing = [module for module in extras if importlib.util.find_spec(module) is None]
+    if not missing:
+        return None
+    wanted = ",".join(dict.fromkeys(extras[module] for module in missing))
+    return (
+        f"batchnorm demo: --backend must be one whose packages are installed; got '{backend}' "
+        f"without {', '.join(missing)}. Run: pip install 'batchnorm[{wanted}]'"
     )
-    console.print("\nPublished claims:")
-    for judgement in said:
-        console.print(f"- {judgement}", highlight=False)
-    if quick:
-        console.print("These runs were cut short by --quick: they show that it works, no more.")
-    paths = report.write(out, backend, runs, lines, said)
-    console.print(f"\nWrote {', '.join(str(path) for path in paths)}.", soft_wrap=True)
-    console.print(f"{len(runs)} trainings in {perf_counter() - started:.0f} seconds.")
 
 
-def train(todo: plan.Plan, seeds: int, console: Console) -> list[Run]:
-    """Runs of every row, with live progress where the console is a terminal."""
-    digits = data.load()
-    runs = []
-    with progress(console) as bar:
-        task = bar.add_task("starting", total=len(todo.rows) * seeds)
-        for regime, kind in todo.rows:
-            name = f"{regime.name}, {plan.KINDS[kind]}"
-            bar.update(task, description=f"{name}: compiling")
-            trainer = Trainer(digits, regime, kind, todo.widths)
-            for seed in range(seeds):
-
-                def show(steps: int, accuracy: float, name: str = name, seed: int = seed) -> None:
-                    words = f"{name}, seed {seed}, step {steps}: {100 * accuracy:.1f} %"
-                    bar.update(task, description=words)
-
-                runs.append(trainer.run(seed, show))
-                bar.advance(task)
-            if not console.is_terminal:
-                # A log has no live line: one line a row says that work goes on.
-                console.print(f"trained: {name}")
-    return runs
+def other_backend_in_use(backend: Backend) -> str | None:
+    """Sentence that says that Keras already runs on another backend here, or None."""
+    keras = sys.modules.get("keras")
+    if keras is None or keras.backend.backend() == backend:
+        return None
+    return (
+        f"batchnorm demo: --backend must be '{keras.backend.backend()}', which Keras already uses "
+        f"in this process; got '{backend}'. Start a new process to change it."
+    )

@@ -2,8 +2,8 @@
 
 from batchnorm.keras.base import BatchNormalizationBase
 from batchnorm.keras.batch_normalization import BatchNormalization, SyncBatchNormalization
-from batchnorm.keras.synchronized import set_synchronized
 from batchnorm.tools.averaging import WeightAveraging
+from batchnorm.tools.synchronization import set_synchronized
 
 __all__ = [
     "BatchNormalization",

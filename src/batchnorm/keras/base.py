@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Unpack
 
 import keras
 
@@ -15,12 +15,19 @@ from batchnorm._arguments import resolve_training
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
 from batchnorm._statistics import state_names
+from batchnorm._types import GhostOrder, OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
 from batchnorm.backends import backend_of, why_not
 from batchnorm.keras import variables
-from batchnorm.keras.options import SAVED, arguments, as_tensors, configuration, returning_tensors
-
-# What `keras.layers.Layer` takes besides the arguments that are named here.
-_LAYER_KEYWORDS = {"activity_regularizer", "autocast", "dtype", "input_dim", "input_shape"}
+from batchnorm.keras.keywords import LayerKeywords
+from batchnorm.keras.options import (
+    SAVED,
+    arguments,
+    as_tensors,
+    configuration,
+    plain,
+    returning_tensors,
+)
+from batchnorm.keras.recomputing import States
 
 
 @keras.saving.register_keras_serializable(package="batchnorm")
@@ -48,10 +55,13 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: as in Keras.
         renorm, renorm_clipping, renorm_momentum: batch renormalization. Clipping values may be
             numbers, tensors, or functions of the step such as a
-            `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the layer.
+            `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the layer. With
+            `renorm_momentum=None` it pulls to the moving statistics and keeps none of its own.
         fused: None takes the fastest path that is right, True insists on a native kernel, False
             never takes one.
         virtual_batch_size: the size of ghost batches.
+        ghost_order: "strided", as in the originals, or "chunks": consecutive samples, the last
+            group smaller, remembered one after the other.
         adjustment: a function of the shape that returns (scale, bias). It is not saved.
         synchronized: take statistics over all replicas: True, or what names them on torch and JAX.
         unbiased_moving_variance: remember variance * N / (N - 1).
@@ -71,7 +81,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     def __init__(
         self,
         axis: int | Sequence[int] = -1,
-        momentum: float = 0.99,
+        momentum: float | None = 0.99,
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
@@ -85,7 +95,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         gamma_constraint: Any = None,
         renorm: bool = False,
         renorm_clipping: Mapping[str, Any] | None = None,
-        renorm_momentum: float = 0.99,
+        renorm_momentum: float | None = 0.99,
         fused: bool | None = None,
         trainable: bool = True,
         virtual_batch_size: int | None = None,
@@ -95,15 +105,16 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         synchronized: Any = False,
         unbiased_moving_variance: bool = False,
         pooled_moving_variance: bool = False,
-        statistics: str = "auto",
-        update_statistics: bool | str = "auto",
-        on_nonfinite: str = "skip",
-        zero_debias: bool | str = False,
+        statistics: Statistics = "auto",
+        update_statistics: UpdateStatistics = "auto",
+        on_nonfinite: OnNonfinite = "skip",
+        zero_debias: ZeroDebias = False,
         train_parameters: bool = True,
         activation: Any = None,
-        **kwargs: Any,
+        ghost_order: GhostOrder = "strided",
+        **kwargs: Unpack[LayerKeywords],
     ) -> None:
-        if unknown := sorted(set(kwargs) - _LAYER_KEYWORDS):
+        if unknown := sorted(set(kwargs) - set(LayerKeywords.__annotations__)):
             raise TypeError(
                 f"{type(self).__name__}: the keyword arguments must be known ones; got {unknown}."
             )
@@ -129,6 +140,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.renorm_momentum = renorm_momentum
         self.fused = fused
         self.virtual_batch_size = virtual_batch_size
+        self.ghost_order = ghost_order
         self.adjustment = adjustment
         self.synchronized = synchronized
         self.unbiased_moving_variance = unbiased_moving_variance
@@ -144,7 +156,8 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.train_parameters = train_parameters
         self.moving_mean: keras.Variable | None = None
         self.moving_variance: keras.Variable | None = None
-        self._previous_states: deque[dict[str, Any]] = deque(maxlen=8)  # newest last
+        self._states = States()
+        self._kept = SimpleNamespace(key=None, options=None)  # Keras would track a tuple
         options = self._options()
         if options.fused and (reason := why_not(keras.backend.backend())):
             raise ValueError(
@@ -152,13 +165,21 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
             )
 
     def _options(self) -> Options:
-        """The options as they are now: attributes may be set at any time, and are checked again."""
-        return Options(
-            **{name: as_tensors(self._option(name)) for name in SAVED},
+        """The options as they are now: attributes may be set at any time, and are checked anew."""
+        given = {name: self._option(name) for name in SAVED}
+        given |= {"adjustment": self.adjustment, "activation": self.activation}
+        key = plain(given)
+        if key is not None and key == self._kept.key:
+            kept: Options = self._kept.options
+            return kept
+        options = Options(
+            **{name: as_tensors(given[name]) for name in SAVED},
             adjustment=returning_tensors(self.adjustment),
             activation="relu" if self.activation is keras.activations.relu else None,
             owner=f"{type(self).__name__} {self.name!r}",
         )
+        self._kept.key, self._kept.options = key, options
+        return options
 
     def _option(self, name: str) -> Any:
         """What an option is in the next call; V1 has its own view of some."""
@@ -258,18 +279,8 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         state = {name: getattr(self, name).value for name in names}
         ops = backend_of(inputs)
         training = resolve_training(ops, self._training(training), options.owner)
-        update = training if options.update_statistics == "auto" else options.update_statistics
         recomputing = ops.recomputing()
-        # Where the state that this call changes has a part in its output, a recomputed call needs
-        # it as it was. JAX recomputes pure functions.
-        kept = update is not False and (options.renorm or options.statistics == "moving")
-        if kept and keras.backend.backend() != "jax":
-            state = {name: keras.ops.copy(value) for name, value in state.items()}
-            if not recomputing:
-                self._previous_states.append(state)
-            elif self._previous_states:
-                state = self._previous_states.pop()
-
+        state = self._states.of_this_call(options, training, state, recomputing)
         update_from = self._update_from(names)
 
         def function(inputs: Any, *vectors: Any) -> tuple[Any, dict[str, Any]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
 from batchnorm.keras.base import BatchNormalizationBase
+from batchnorm.keras.keywords import Keywords, SyncKeywords
 
 
 @keras.saving.register_keras_serializable(package="batchnorm")
@@ -17,7 +18,7 @@ class BatchNormalization(BatchNormalizationBase):
     def __init__(
         self,
         axis: int | Sequence[int] = -1,
-        momentum: float = 0.99,
+        momentum: float | None = 0.99,
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
@@ -29,7 +30,7 @@ class BatchNormalization(BatchNormalizationBase):
         gamma_regularizer: Any = None,
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
-        **kwargs: Any,
+        **kwargs: Unpack[Keywords],
     ) -> None:
         super().__init__(
             axis=axis,
@@ -57,7 +58,7 @@ class SyncBatchNormalization(BatchNormalization):
         TypeError: `synchronized` is given; use `BatchNormalization` to choose.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Unpack[SyncKeywords]) -> None:
         if "synchronized" in kwargs:
             raise TypeError(
                 "SyncBatchNormalization: synchronized must not be given, it is True; use "

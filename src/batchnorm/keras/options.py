@@ -17,6 +17,7 @@ SAVED = (
     "renorm_momentum",
     "fused",
     "virtual_batch_size",
+    "ghost_order",
     "synchronized",
     "unbiased_moving_variance",
     "pooled_moving_variance",
@@ -34,6 +35,21 @@ def as_tensors(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(as_tensors(one) for one in value)
     return value.value if isinstance(value, keras.Variable) else value
+
+
+def plain(given: Mapping[str, Any]) -> list[Any] | None:
+    """Options in a form that equals another's where they are the same; None where a tensor or what
+    may change in place is among them."""
+    key: list[Any] = []
+    for value in given.values():
+        if isinstance(value, (list, tuple)) and all(isinstance(one, int) for one in value):
+            value = tuple(value)
+        elif isinstance(value, keras.Variable) or not (
+            value is None or isinstance(value, (bool, int, float, str)) or callable(value)
+        ):
+            return None
+        key += [type(value), value]
+    return key
 
 
 def returning_tensors(function: Any) -> Any:

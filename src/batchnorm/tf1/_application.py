@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -42,10 +42,12 @@ def apply(
     in_place: bool = False,
     mask: Any = None,
     batch_weights: Any = None,
+    arithmetic: Callable[..., Any] = normalize,
 ) -> Applied:
     """Normalizes inputs, and makes the ops that update the state.
 
     Args:
+        arithmetic: what computes the output and the new state, with `normalize`'s arguments.
         at_once: the updates run where they are written, see `_variables.updates_at_once`.
         in_place: computing the output, or a gradient through it, runs the updates.
     """
@@ -61,7 +63,7 @@ def apply(
             state = last.reads  # as the step began, whatever was updated since
         else:
             state = _read(vectors.state)
-        y, new = normalize(
+        y, new = arithmetic(
             options,
             inputs,
             parameters,

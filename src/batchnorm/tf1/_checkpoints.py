@@ -44,9 +44,13 @@ def restore(
         for variable in old:
             value = _value_of_1x(variable.op.name, reader, stored, epsilon)
             if value is not None:
-                shape = variable.shape.as_list()
-                given = variable.initializer.inputs[1]
-                session.run(variable.initializer, {given: np.reshape(value, shape)})
+                assign(session, variable, value)
+
+
+def assign(session: Any, variable: Any, value: Any) -> None:
+    """Gives a variable a value, without a new op in the graph."""
+    given = variable.initializer.inputs[1]
+    session.run(variable.initializer, {given: np.reshape(value, variable.shape.as_list())})
 
 
 def _is_of_1x(name: str, stored: Mapping[str, Any]) -> bool:

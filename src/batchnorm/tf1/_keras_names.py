@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from batchnorm.tf1._scope import snake_case
+
 v1 = tf.compat.v1
+
+
+def plain(given: Any) -> Any:
+    """An initializer, regularizer or constraint as its class and configuration.
+
+    None stays None; of a function, which has no configuration, the name is left.
+    """
+    if given is None:
+        return None
+    if hasattr(given, "get_config"):
+        return {"class_name": type(given).__name__, "config": given.get_config()}
+    return getattr(given, "__name__", type(given).__name__)
 
 
 def initializer(given: Any) -> Any:
@@ -17,9 +31,11 @@ def initializer(given: Any) -> Any:
     Raises:
         ValueError: there is no initializer of this name.
     """
-    if isinstance(given, str) and hasattr(v1, f"{given}_initializer"):
-        return getattr(v1, f"{given}_initializer")()
-    return _found("initializers", given)
+    name, config = given, {}
+    if isinstance(given, Mapping):
+        name, config = given.get("class_name"), given.get("config", {})
+    own = getattr(v1, f"{snake_case(name)}_initializer", None) if isinstance(name, str) else None
+    return _found("initializers", given) if own is None else own(**config)
 
 
 def regularizer(given: Any) -> Callable[[Any], Any] | None:

@@ -1,4 +1,4 @@
-"""The options of a TensorFlow 1 layer, checked, and what its original would have stored."""
+"""The options of a TensorFlow 1 layer, checked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import tensorflow as tf
 
 from batchnorm._options import Options
 
-# rank -> the axes that the originals' fused kernel takes
-_FUSED_AXES = {4: (1, 3), 5: (1, 4)}
-
 
 def checked(*, dtype: tf.DType, owner: str, **options: Any) -> Options:
     """`Options`, with tensors among them cast to the type of the statistics.
@@ -20,6 +17,8 @@ def checked(*, dtype: tf.DType, owner: str, **options: Any) -> Options:
         TypeError, ValueError: see `Options`.
     """
     for name in ("momentum", "renorm_momentum"):
+        if options[name] is None:  # no state here counts its updates, no original has this
+            raise TypeError(f"{owner}: {name} must be a number in [0, 1]; got None.")
         if isinstance(options[name], (tf.Tensor, tf.Variable)):
             options[name] = tf.cast(options[name], dtype)
     clipping = options["renorm_clipping"]
@@ -33,17 +32,3 @@ def checked(*, dtype: tf.DType, owner: str, **options: Any) -> Options:
     if options["fused"] is True:
         options["fused"] = None  # only a wish, in every TensorFlow 1 function
     return Options(owner=owner, **options)
-
-
-def moves_unbiased(
-    shape: tf.TensorShape, dtype: tf.DType, axis: Any, *, fused: bool | None, composed: Any
-) -> bool:
-    """Whether the original took its fused kernel, which keeps the unbiased variance (D15).
-
-    Args:
-        composed: whether there is an option that this kernel does not have.
-    """
-    if fused is False or composed or dtype == tf.float64 or shape.rank not in _FUSED_AXES:
-        return False
-    axes = list(axis) if isinstance(axis, (list, tuple)) else [axis]
-    return len(axes) == 1 and axes[0] % shape.rank in _FUSED_AXES[shape.rank]

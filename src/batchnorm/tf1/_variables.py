@@ -105,24 +105,26 @@ def create(
     shape: Sequence[Any],
     dtype: tf.DType,
     trainable: bool,
-    collections: Callable[[str], list[str] | None] = lambda name: None,
+    add: Callable[..., Variable] = v1.get_variable,
+    collections: Callable[[str], list[str]] | None = None,
 ) -> Vectors:
     """Gets or makes parameters, then the state, in this order, in the current variable scope.
 
     Args:
-        collections: those of a variable by its name; None leaves them to `get_variable`.
+        add: makes one variable, as `get_variable` does.
+        collections: those of a variable by its name; None leaves them to `add`.
     """
     made = Vectors()
     for one in parameters:
-        made.parameters[one.name] = v1.get_variable(
-            one.name,
-            shape,
-            dtype,
+        made.parameters[one.name] = add(
+            name=one.name,
+            shape=shape,
+            dtype=dtype,
             initializer=one.initializer,
             regularizer=one.regularizer,
             constraint=one.constraint,
             trainable=trainable,
-            collections=collections(one.name),
+            **({} if collections is None else {"collections": collections(one.name)}),
         )
     initializers = {
         "moving_mean": moving_mean_initializer,
@@ -133,7 +135,8 @@ def create(
         initializers["renorm_mean"] = moving_mean_initializer
         initializers["renorm_stddev"] = _root(moving_variance_initializer)
     for name, initializer in initializers.items():
-        made.state[name] = statistic(name, shape, dtype, initializer, collections(name))
+        into = None if collections is None else collections(name)
+        made.state[name] = statistic(name, shape, dtype, initializer, into, add)
     return made
 
 
@@ -154,7 +157,12 @@ def create_debiasing(
 
 
 def statistic(
-    name: str, shape: Sequence[Any], dtype: tf.DType, initializer: Any, collections: Any
+    name: str,
+    shape: Sequence[Any],
+    dtype: tf.DType,
+    initializer: Any,
+    collections: list[str] | None = None,
+    add: Callable[..., Variable] = v1.get_variable,
 ) -> Variable:
     """A variable that is remembered, not trained.
 
@@ -164,15 +172,15 @@ def statistic(
     with v1.variable_scope(v1.get_variable_scope(), auxiliary_name_scope=False) as scope:
         scope.set_partitioner(None)
         scope.set_regularizer(None)
-        return v1.get_variable(
-            name,
-            shape,
-            dtype,
+        return add(
+            name=name,
+            shape=shape,
+            dtype=dtype,
             initializer=initializer,
             trainable=False,
-            collections=collections,
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.MEAN,
+            **({} if collections is None else {"collections": collections}),
         )
 
 

@@ -100,7 +100,7 @@ class WeightAveraging(keras.callbacks.Callback):
             return
         values, states = self._training
         for norm, state in zip(find(self.model, "WeightAveraging"), states, strict=True):
-            norm.restore(state)
+            norm.set_memory(state)
         self._assign(values)
         self._training = None
 
@@ -125,7 +125,7 @@ class WeightAveraging(keras.callbacks.Callback):
 
     def _put(self) -> None:
         """The averages and their statistics; if anything is raised, the model is as it was."""
-        states = [norm.state() for norm in find(self.model, "WeightAveraging")]
+        states = [norm.memory() for norm in find(self.model, "WeightAveraging")]
         self._training = (self._values() if self._averages else [], states)
         try:
             self._assign(self._averages)

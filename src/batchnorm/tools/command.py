@@ -1,189 +1,123 @@
-"""What the commands of `batchnorm` do with a model's file: load, work, print, say how it ended.
+"""The commands of the tools: `batchnorm inspect`, `reestimate`, `repair`, `fold`, `explain`.
 
-Exit codes: 0 all is well, 1 the inspector found what `--fail-on` names (or a layer was not
-folded, or something is still poisoned), 2 the arguments are wrong or a file cannot be read.
+Each loads a model's file, works, prints, and says how it ended. Exit codes: 0 all is well, 1 the
+inspector found what `--fail-on` names (or a layer was not folded, or something is still poisoned),
+2 the arguments are wrong or a file cannot be read. A command imports its tool when it runs, so that
+`--help` answers at once.
 """
 
-from __future__ import annotations
-
-import importlib
-import sys
-import traceback
-import zipfile
-import zlib
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+import typer
 from rich.console import Console
+
+from batchnorm.tools.loading import load_data, load_model
 
 OK, FOUND, WRONG = 0, 1, 2
 
 
-def load_model(path: Path, unsafe: bool) -> Any:
-    """The Keras model of a file, in safe mode unless told otherwise.
+class Method(StrEnum):
+    """The ways of `reestimate`."""
 
-    Raises:
-        ValueError: the file is not there, or holds no model that can be loaded like this.
-    """
-    import keras
-
-    import batchnorm.keras  # noqa: F401  # registers our layers
-
-    if not path.exists():
-        raise ValueError(
-            f"batchnorm: MODEL must be a .keras file; got '{path}', which is not there."
-        )
-    if path.suffix != ".keras" and not unsafe:  # older versions of Keras know no safe mode for them
-        raise ValueError(
-            f"batchnorm: MODEL must be a .keras file; got '{path}'. Other formats may run code of "
-            "their own while they load: add --unsafe if you trust it."
-        )
-    try:
-        return keras.models.load_model(path, safe_mode=not unsafe, compile=False)
-    except Exception as error:  # Keras raises whatever the file makes it raise
-        words = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise ValueError(
-            f"batchnorm: MODEL must be a file that Keras can load; got '{path}'. "
-            f"{type(error).__name__}: {words}"
-        ) from error
+    exact = "exact"
+    average = "average"
+    ema = "ema"
 
 
-def load_data(text: str) -> Any:
-    """Data from a `.npy` or `.npz` file, or what `module:function` returns.
+class FailOn(StrEnum):
+    """What makes `inspect` end with exit code 1."""
 
-    An `.npz` file with one array is that array; with `x` it is x; else a dictionary of inputs.
-    Pickled objects are never loaded. A module is looked for in the working directory too.
-
-    Raises:
-        ValueError: it is none of these, or cannot be read, or the function raised something.
-    """
-    path = Path(text)
-    if path.suffix in (".npy", ".npz"):
-        try:
-            with path.open("rb") as file:  # NumPy leaves a broken archive open
-                held = np.load(file, allow_pickle=False)
-                if isinstance(held, np.ndarray):  # as the file says, whatever its name does
-                    return held
-                arrays = {name: held[name] for name in held.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(
-                f"batchnorm: --data must be a file of plain arrays; got '{text}'. {error}"
-            ) from error
-        if "x" in arrays:
-            return arrays["x"]
-        return next(iter(arrays.values())) if len(arrays) == 1 else arrays
-    module, _, name = text.partition(":")
-    if not module or not name:
-        raise ValueError(
-            f"batchnorm: --data must be a .npy or .npz file, or module:function; got '{text}'."
-        )
-    sys.path.insert(0, "")
-    try:
-        return _data_of(_function(module, name), text)
-    finally:
-        sys.path.remove("")
+    error = "error"
+    warning = "warning"
+    note = "note"
+    never = "never"
 
 
-def _function(module: str, name: str) -> Callable[[], Any]:
-    wrong = f"batchnorm: --data must name a function that can be imported; got '{module}:{name}'."
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise ValueError(f"{wrong} {error}") from error
-    except Exception as error:  # the user's code
-        raise ValueError(f"{wrong}\n{_where(error)}") from error
-    if not callable(function):
-        raise ValueError(f"{wrong} The module has no such function.")
-    return function
-
-
-def _data_of(function: Callable[[], Any], text: str) -> Any:
-    try:
-        return function()
-    except Exception as error:  # the user's code
-        raise ValueError(
-            f"batchnorm: --data must name a function that returns data; got '{text}', which "
-            f"raised:\n{_where(error)}"
-        ) from error
-
-
-def _where(error: Exception) -> str:
-    """The user's traceback, without the line of ours that led to it."""
-    trace = error.__traceback__
-    theirs = error.with_traceback(trace and trace.tb_next)
-    return "".join(traceback.format_exception(theirs)).rstrip()
-
-
-def run(work: Callable[[Console], int]) -> int:
-    """The exit code of some work; a wrong argument, or file, is one sentence and code 2."""
-    try:
-        return work(Console())
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
-        return WRONG
+_Model = Annotated[Path, typer.Argument(metavar="MODEL.keras", help="A saved Keras model.")]
+_Data = Annotated[
+    str, typer.Option(help="A .npy or .npz file, or module:function, which returns the data.")
+]
+_MaybeData = Annotated[str | None, typer.Option(help="As for inspect; may be left out.")]
+_Out = Annotated[Path, typer.Option(help="Where to save the new model.")]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a batch, where data is an array.")]
+_Steps = Annotated[int | None, typer.Option(min=1, help="Batches to read at most.")]
+_Unsafe = Annotated[
+    bool, typer.Option("--unsafe", help="Load models that run code of their own (lambdas).")
+]
 
 
 def inspect(
-    model: Path,
-    data: str,
-    batch_size: int,
-    steps: int | None,
-    unsafe: bool,
-    fail_on: str,
-    html: Path | None,
-    json: Path | None,
-) -> int:
-    """`batchnorm inspect`."""
-    from batchnorm.tools.inspection import inspect as inspect_
+    model: _Model,
+    data: _Data,
+    batch_size: _BatchSize = 32,
+    steps: _Steps = None,
+    fail_on: Annotated[FailOn, typer.Option(help="What ends with exit code 1.")] = FailOn.error,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers.")] = None,
+    unsafe: _Unsafe = False,
+) -> None:
+    """Say which layer makes evaluation differ from training, and why."""
 
     def work(console: Console) -> int:
+        from batchnorm.tools.inspection import inspect as inspect_
+
         report = inspect_(load_model(model, unsafe), load_data(data), steps, batch_size=batch_size)
         console.print(report)
         for path in filter(None, (html, json)):
             console.print(f"Wrote {report.save(path)}.", soft_wrap=True)
-        return FOUND if fail_on != "never" and report.alarms(fail_on) else OK
+        return FOUND if fail_on != "never" and report.alarms(fail_on.value) else OK
 
-    return run(work)
+    _end_with(work)
 
 
 def reestimate(
-    model: Path,
-    data: str,
-    out: Path,
-    method: str,
-    batch_size: int,
-    steps: int | None,
-    layer_by_layer: bool,
-    unsafe: bool,
-) -> int:
-    """`batchnorm reestimate`."""
-    from batchnorm.tools.reestimation import reestimate as reestimate_
+    model: _Model,
+    data: _Data,
+    out: _Out,
+    method: Annotated[Method, typer.Option(help="How batches are pooled.")] = Method.exact,
+    batch_size: _BatchSize = 32,
+    steps: _Steps = None,
+    layer_by_layer: Annotated[
+        bool, typer.Option("--layer-by-layer", help="Settle one layer after the other.")
+    ] = False,
+    unsafe: _Unsafe = False,
+) -> None:
+    """Replace the moving statistics by those of the data."""
 
     def work(console: Console) -> int:
+        from batchnorm.tools.reestimation import reestimate as reestimate_
+
         loaded = load_model(model, unsafe)
         done = reestimate_(
             loaded,
             load_data(data),
-            method,
-            steps,
+            steps=steps,
+            method=method.value,
             batch_size=batch_size,
             layer_by_layer=layer_by_layer,
         )
         console.print(done.table())
         return _save(loaded, out, console)
 
-    return run(work)
+    _end_with(work)
 
 
 def repair(
-    model: Path, data: str | None, out: Path, batch_size: int, steps: int | None, unsafe: bool
-) -> int:
-    """`batchnorm repair`."""
-    from batchnorm.tools.repairing import repair as repair_
+    model: _Model,
+    out: _Out,
+    data: _MaybeData = None,
+    batch_size: _BatchSize = 32,
+    steps: _Steps = None,
+    unsafe: _Unsafe = False,
+) -> None:
+    """Replace moving statistics that are NaN, infinite or negative."""
 
     def work(console: Console) -> int:
+        from batchnorm.tools.repairing import repair as repair_
+
         loaded = load_model(model, unsafe)
         given = None if data is None else load_data(data)
         done = repair_(loaded, given, steps, batch_size=batch_size)
@@ -191,35 +125,52 @@ def repair(
         _save(loaded, out, console)
         return FOUND if done.still or done.parameters else OK
 
-    return run(work)
+    _end_with(work)
 
 
 def fold(
-    model: Path, data: str | None, out: Path, batch_size: int, steps: int | None, unsafe: bool
-) -> int:
-    """`batchnorm fold`."""
-    from batchnorm.tools.folding import fold as fold_
+    model: _Model,
+    out: _Out,
+    data: _MaybeData = None,
+    batch_size: _BatchSize = 32,
+    steps: _Steps = None,
+    unsafe: _Unsafe = False,
+) -> None:
+    """Make a model without batch normalization, for inference."""
 
     def work(console: Console) -> int:
+        from batchnorm.tools.folding import fold as fold_
+
         given = None if data is None else load_data(data)
         folded = fold_(load_model(model, unsafe), given, steps, batch_size=batch_size)
         console.print(folded.folding.table())
         _save(folded, out, console)
         return FOUND if folded.folding.refused else OK
 
-    return run(work)
+    _end_with(work)
 
 
-def explain(model: Path, unsafe: bool) -> int:
-    """`batchnorm explain`."""
-    from batchnorm.tools.explanation import explain as explain_
+def explain(model: _Model, unsafe: _Unsafe = False) -> None:
+    """Say in words what the next call of each layer will do."""
 
     def work(console: Console) -> int:
+        from batchnorm.tools.explanation import explain as explain_
+
         words = explain_(load_model(model, unsafe))
         console.print(words, markup=False, highlight=False, soft_wrap=True)
         return OK
 
-    return run(work)
+    _end_with(work)
+
+
+def _end_with(work: Callable[[Console], int]) -> None:
+    """Ends with the code of some work; a wrong argument, or file, is one sentence and code 2."""
+    try:
+        code = work(Console())
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        code = WRONG
+    raise typer.Exit(code)
 
 
 def _save(model: Any, out: Path, console: Console) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from batchnorm.tools.norm import Norm
-from batchnorm.tools.profile import Profile
+from batchnorm.tools.profile import FLAT, LEFT, SLOW, Profile
 
 FEW = 16  # values per channel below which the batch's own statistics are mostly noise
-SLOW = 0.05  # share of the initial statistics that may be left where they do not fit
 SEVERITIES = ("error", "warning", "note")
 
 # Every cause, with its severity: what the report can say.
@@ -29,6 +29,7 @@ CAUSES = {
     "collapsed": "note",
     "skipped": "note",
     "batch at evaluation": "note",
+    "lost by conversion": "note",
 }
 
 
@@ -94,22 +95,20 @@ def _statistics(profile: Profile) -> Iterator[Finding]:
         f"The moving mean is {_rms_words(profile)} from the data's, the variance off by a factor "
         f"of {_factor(profile):.3g}."
     )
-    if reason := norm.frozen():
+    if held := norm.frozen():
         yield (
             "frozen",
-            f"{off} Training leaves them alone: {reason}.",
-            "Let it learn: batchnorm.unfreeze(model), if it was not meant; or re-estimate them "
-            "once: batchnorm.reestimate(model, training_data).",
+            f"{off} Training leaves them alone: {held.reason}.",
+            f"Let it learn, if it was not meant: {held.remedy}; or re-estimate them once: "
+            "batchnorm.reestimate(model, training_data).",
         )
-    elif profile.untouched():
-        ran = profile.updates()
-        so = "no update ever ran" if ran is None else f"{ran} updates changed nothing"
+    elif norm.untouched():
+        ran = norm.updates()
+        so = f"{_updates(ran)} changed nothing" if ran else "no update ever ran"
         yield (
             "never updated",
             f"{off} They are what they were at the start: {so}.",
-            "Call the model with training=True in training, and keep the state that it returns (in "
-            "JAX, the non-trainable variables); then train, or re-estimate: "
-            "batchnorm.reestimate(model, training_data).",
+            f"{norm.how_to_update()}; then train, or {_REESTIMATE}",
         )
     elif profile.left() > SLOW:
         yield _slow(profile, off)
@@ -123,11 +122,12 @@ def _statistics(profile: Profile) -> Iterator[Finding]:
             "batchnorm.reestimate(model, training_data).",
         )
     elif profile.misfit() > 1:
-        origin = (
-            "No update was counted: a file, a re-estimate or an initializer made them,"
-            if norm.updates() == 0
-            else "They had enough updates: the model learned them"
-        )
+        counted = norm.updates()
+        if counted is None or profile.updates() is not None:
+            origin = "They had enough updates: the model learned them"
+        else:
+            no = "No update was counted" if not counted else "The counter does not speak of them"
+            origin = f"{no}: a file, a re-estimate or an initializer made them,"
         yield (
             "other data",
             f"{off} {origin} from other data than this, or its weights were changed afterwards "
@@ -137,27 +137,39 @@ def _statistics(profile: Profile) -> Iterator[Finding]:
 
 
 def _slow(profile: Profile, off: str) -> Finding:
-    updates = profile.updates()
-    seen = "It has" if updates is None else f"After {updates} updates it has"
-    needed = profile.needed()
-    needs = f", which needs {needed} updates" if needed is not None else ""
+    norm, updates, needed = profile.norm, profile.updates(), profile.needed()
+    seen = "It has" if updates is None else f"After {_updates(updates)} it has"
+    needs = f", which needs {_updates(needed)}" if needed is not None else ""
+    longer = "Train longer" if needed is None else f"Train for {_updates(needed)} at least"
+    # what would have been enough for the updates that it had
+    enough = LEFT ** (1 / updates) if updates else 0.9
+    sooner = "" if (norm.momentum or 0) <= enough else f", or {norm.quicker(_below(enough))}"
     return (
         "too slow",
         f"{off} {seen} {100 * profile.left():.0f} % of its initial statistics left at momentum "
-        f"{profile.norm.momentum:g}{needs}.",
-        f"Lower the momentum (0.9), or train longer; now: {_REESTIMATE}",
+        f"{norm.said_momentum(norm.momentum)}{needs}.",
+        f"{longer}{sooner}; now: {_REESTIMATE}",
     )
+
+
+def _below(momentum: float) -> float:
+    """The momentum with two digits, rounded down."""
+    return math.floor(100 * momentum) / 100
+
+
+def _updates(count: int) -> str:
+    return f"{count} update{'' if count == 1 else 's'}"
 
 
 def _data(profile: Profile) -> Iterator[Finding]:
     """What the data does to the layer in training."""
     fewest = min(profile.values)
-    if 0 < fewest < FEW and profile.norm.uses_batch() and not profile.norm.renorm():
+    if 0 < fewest < FEW and profile.norm.decides(True)[0] and not profile.norm.renorm():
         yield (
             "tiny groups",
             f"A channel has {fewest:g} values in a batch: what training normalizes with is mostly "
             "noise, and evaluation has none of it.",
-            "Use larger batches, synchronized=True over replicas, or renorm=True with small ones.",
+            profile.norm.how_to_bear_small_batches(),
         )
     if count := int((profile.not_finite > 0).sum()):
         yield (
@@ -166,7 +178,7 @@ def _data(profile: Profile) -> Iterator[Finding]:
             f"{int(profile.not_finite.max())} batches.",
             "Clean the data, or look for what overflows before this layer.",
         )
-    flat = profile.variance < 1e-6 * profile.norm.epsilon
+    flat = profile.variance < FLAT * profile.norm.epsilon
     if 2 * int(flat.sum()) > len(flat):
         yield (
             "constant",
@@ -192,11 +204,12 @@ def _notes(profile: Profile) -> Iterator[Finding]:
     if skipped := profile.norm.skipped():
         yield (
             "skipped",
-            f"{skipped} updates were refused in training because the batch was not finite or "
-            "empty.",
+            f"Training refused {_updates(skipped)} because the batch was not finite or empty.",
             "Look for the batches that did it.",
         )
-    if getattr(profile.norm.layer, "statistics", "auto") == "batch":
+    if lost := profile.norm.lost_by_conversion():
+        yield ("lost by conversion", f"{lost}.", "Keep that in mind before you convert the model.")
+    if profile.norm.decides(False)[0]:
         yield (
             "batch at evaluation",
             "It normalizes with the batch in evaluation too (statistics='batch').",

@@ -2,86 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from batchnorm.tools.data import Batches
-from batchnorm.tools.norms import is_keras
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A layer that stayed, and why."""
-
-    layer: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.layer}: {self.reason}"
+from batchnorm.tools.data import Batches, Caller
+from batchnorm.tools.folds import Folding
+from batchnorm.tools.forward import put_back, run_model
+from batchnorm.tools.norms import check_model, is_keras, is_torch
 
 
-@dataclass(frozen=True)
-class Folding:
-    """What `fold` did: the attribute `folding` of the model that it returned.
-
-    Attributes:
-        folded: pairs (batch-normalization layer, the layer that took it in).
-        refused: the layers that stayed.
-        difference: the largest |output after - before| over the data, divided by the largest
-            |output before|; None without data, NaN where only one of the two is NaN.
-    """
-
-    folded: tuple[tuple[str, str], ...]
-    refused: tuple[Refusal, ...]
-    difference: float | None
-
-    def table(self) -> Table:
-        """What was folded and what was not, for the terminal."""
-        words = "" if self.difference is None else f"; outputs differ by {self.difference:.1e}"
-        title = f"Folded {len(self.folded)}, kept {len(self.refused)}{words}"
-        result = Table(title=title, title_justify="left")
-        result.add_column("layer", no_wrap=True)
-        result.add_column("into, or why not")
-        for name, into in self.folded:
-            result.add_row(name, into)
-        for one in self.refused:
-            result.add_row(one.layer, f"[red]kept:[/red] {one.reason}")
-        return result
-
-
-def fold(model: Any, data: Any = None, steps: int | None = None, *, batch_size: int = 32) -> Any:
-    """A new Keras model that computes the same in inference, without batch normalization.
+def fold(
+    model: Any,
+    data: Any = None,
+    steps: int | None = None,
+    *,
+    batch_size: int = 32,
+    call: Caller | None = None,
+) -> Any:
+    """A new model that computes the same in inference, without batch normalization.
 
     Each batch normalization goes into the linear layer before it, else into the one behind it,
-    else into a batch normalization before it: Dense, Conv1D to 3D with groups, depthwise,
-    separable and transposed convolutions. Weights are computed in float64 and cast once. Layers
-    that do nothing in inference (dropout) may lie between.
+    else into a batch normalization before it. Keras: Dense, Conv1D to 3D with groups, depthwise,
+    separable and transposed convolutions. PyTorch: Linear, Conv1d to 3d and ConvTranspose1d to 3d,
+    with groups. Weights are computed in float64 and cast once. Layers that do nothing in inference
+    (dropout) may lie between.
 
     Where that would not be exact the layer stays: a shared layer, an activation in between, a
     second consumer, a normalization that adds an offset before a convolution that pads.
     `result.folding` lists what was folded, every refusal with its reason, and how far the outputs
     are apart on the data.
 
-    The result is for inference: do not train it. The given model is not changed, nothing is shared.
+    The result is for inference: do not train it. The given model is not changed. Keras: layers in
+    which nothing changes are the same objects in both, with all that they hold. PyTorch: the result
+    is a `torch.fx.GraphModule` in evaluation mode that shares nothing with the given module.
 
     Args:
-        model: a functional or sequential Keras model; models inside it are folded too.
-        data, steps, batch_size: what the outputs are compared on, as for `reestimate`.
+        model: a functional or sequential Keras model, where models inside it are folded too; or a
+            PyTorch module that `torch.fx` can trace.
+        data, steps, batch_size, call: what the outputs are compared on, as for `reestimate`.
+            PyTorch needs data where a Linear is to take a normalization in: only that shows that
+            both have their channels on the same axis.
 
     Raises:
         TypeError, ValueError: the model is not such a model, or an argument is not what it must be.
 
     Reference: Jacob et al. 2018, "Quantization and training of neural networks", section 3.2.
     """
-    if not is_keras(model):
-        kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise TypeError(
-            f"fold: model must be a Keras model; got {kind}. For PyTorch modules there is "
-            "torch.nn.utils.fusion."
-        )
+    check_model(model, "fold")
+    batches = None if data is None else Batches(model, data, batch_size, steps, "fold", call)
+    work = _refitting(model, batches) if is_torch(model) and not is_keras(model) else _keras(model)
+    result = work.model()
+    difference = None
+    if batches is not None:
+        before, after = (functools.partial(outputs, one, batches.call) for one in (model, result))
+        difference = largest_difference(before, after, batches)
+    result.folding = Folding(tuple(work.folded), tuple(work.refused), difference)
+    return result
+
+
+def _keras(model: Any) -> Any:
     from batchnorm.tools.rebuilding import Rebuilding, functional
 
     if functional(model) is None:
@@ -89,34 +72,32 @@ def fold(model: Any, data: Any = None, steps: int | None = None, *, batch_size: 
             "fold: model must be functional or sequential with a known input shape, so that its "
             f"graph is known; got {type(model).__name__}."
         )
-    batches = None if data is None else Batches(model, data, batch_size, steps, "fold")
-    rebuilding = Rebuilding(model)
-    result = rebuilding.model()
-    folded, refused = tuple(rebuilding.folded), tuple(rebuilding.refused)
-    difference = None if batches is None else largest_difference(model, result, batches)
-    result.folding = Folding(folded, refused, difference)
-    return result
+    return Rebuilding(model)
 
 
-def largest_difference(before: Any, after: Any, batches: Any) -> float:
-    """The largest difference of two Keras models' outputs, relative to the largest output.
+def _refitting(module: Any, batches: Batches | None) -> Any:
+    from batchnorm.tools.refitting import Refitting
+
+    first = None if batches is None or batches.call is not None else next(iter(batches), None)
+    return Refitting(module, first)
+
+
+Outputs = Callable[[Any], list[np.ndarray]]
+
+
+def largest_difference(before: Outputs, after: Outputs, batches: Iterable[Any]) -> float:
+    """The largest difference of what two functions put out, relative to the largest output.
 
     NaN where one of them is NaN and the other is not.
 
     Raises:
         ValueError: there is no batch.
     """
-    import keras
-
     largest = most = 0.0
     read = False
     for batch in batches:
         read = True
-        pairs = [keras.tree.flatten(model(batch, training=False)) for model in (before, after)]
-        for old, new in zip(*pairs, strict=True):
-            was, now = (
-                np.asarray(keras.ops.convert_to_numpy(one), np.float64) for one in (old, new)
-            )
+        for was, now in zip(before(batch), after(batch), strict=True):
             with np.errstate(invalid="ignore"):
                 same = (was == now) | (np.isnan(was) & np.isnan(now))
                 apart = np.where(same, 0.0, np.abs(now - was))
@@ -126,3 +107,17 @@ def largest_difference(before: Any, after: Any, batches: Any) -> float:
     if not read:
         raise ValueError("fold: data must hold at least one row; got none.")
     return largest / most if most else largest
+
+
+def outputs(model: Any, call: Caller | None, batch: Any) -> list[np.ndarray]:
+    """A model's outputs in inference, in float64."""
+    if is_torch(model) and not is_keras(model):
+        torch = sys.modules["torch"]
+        with torch.no_grad(), put_back(model):
+            model.eval()
+            leaves, _ = torch.utils._pytree.tree_flatten(run_model(model, batch, call))
+        tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
+        return [one.detach().double().cpu().numpy() for one in tensors]
+    keras = sys.modules["keras"]
+    leaves = keras.tree.flatten(run_model(model, batch, call))
+    return [np.asarray(keras.ops.convert_to_numpy(one), np.float64) for one in leaves]

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from batchnorm._moments import Moments
+from batchnorm.tools.arguments import unwrapped
+from batchnorm.tools.data import Caller
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import is_keras
 
@@ -61,8 +63,15 @@ class Program:
             batches until now have shown; a batch need not reach all of them.
     """
 
-    def __init__(self, model: Any, norms: Sequence[Norm], visits: Sequence[Visit]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        norms: Sequence[Norm],
+        visits: Sequence[Visit],
+        call: Caller | None = None,
+    ) -> None:
         self._model, self._norms, self._visits = model, norms, visits
+        self._call = call
         self.order: list[int] = []
         self._keras = is_keras(model)
         self._run = self._keras_program() if self._keras else self._torch_passes
@@ -78,10 +87,7 @@ class Program:
         for visit in self._visits:
             results: Results = {}
             with scope(), _visited(self._norms, visit, given, results):
-                if self._keras:
-                    self._model(batch, training=False)
-                else:
-                    self._model(batch)
+                run_model(self._model, batch, self._call)
             every.append(results)
         self.order = in_one_order(self.order, [int(key) for key in every[0]])
         return every
@@ -135,6 +141,15 @@ class Program:
         given = _map_arrays(given, torch.as_tensor)
         with torch.no_grad(), put_back(self._model) as again:
             return self._passes(batch, given, lambda: _in_inference(self._model, again))
+
+
+def run_model(model: Any, batch: Any, call: Caller | None = None) -> Any:
+    """The model's outputs in inference, for a batch that `Batches` gave."""
+    if is_keras(model):
+        return model(batch, training=False) if call is None else call(model, batch)
+    # what `torch.compile` made would not see a visitor
+    own = unwrapped(model)
+    return call(own, batch) if call is not None else own(*batch.args, **batch.kwargs)
 
 
 def in_one_order(known: Sequence[int], seen: Sequence[int]) -> list[int]:
@@ -221,11 +236,12 @@ def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results
         if mask is None:
             mask = getattr(x, "_keras_mask", None)
 
-        def proceed(mean: Any = None, variance: Any = None, training: bool | None = None) -> Any:
+        def proceed(mean: Any = None, variance: Any = None, training: bool = False) -> Any:
             if mean is not None:
-                norm.place(mean, variance)
-            extra = {} if training is None else {"training": training}
-            return original(*args, **{**kwargs, **extra})
+                norm.set_device_statistics(mean, variance)
+            if training:
+                return norm.in_training(original, args, kwargs)
+            return original(*args, **kwargs)
 
         outputs, result = visit(Call(norm, x, mask, weights, proceed, given.get(str(index))))
         results.setdefault(str(index), []).append(result)

@@ -8,7 +8,7 @@ import numpy as np
 
 from batchnorm._moments import Moments
 from batchnorm.backends import backend_of
-from batchnorm.tools.data import Batches, rows
+from batchnorm.tools.data import Batches, Caller, rows
 from batchnorm.tools.diagnosis import diagnose
 from batchnorm.tools.forward import Call
 from batchnorm.tools.keeping import program
@@ -17,14 +17,22 @@ from batchnorm.tools.norms import copied, find
 from batchnorm.tools.pooling import Pool
 from batchnorm.tools.profile import Profile
 from batchnorm.tools.progress import shown
-from batchnorm.tools.report import Report, row_of
+from batchnorm.tools.report import Report
+from batchnorm.tools.rows import row_of
 
 SAMPLES, POSITIONS = 8, 16  # of a batch, that drift and histograms are taken from
 DENSE_SAMPLES = 64  # where a sample has one position only
 KEPT = 16  # batches whose samples are kept for histograms
 
 
-def inspect(model: Any, data: Any, steps: int | None = None, *, batch_size: int = 32) -> Report:
+def inspect(
+    model: Any,
+    data: Any,
+    steps: int | None = None,
+    *,
+    batch_size: int = 32,
+    call: Caller | None = None,
+) -> Report:
     """Runs data through the model as in training and as in evaluation; says what is wrong where.
 
     The model is not changed. "As in training" means that each batch-normalization layer normalizes
@@ -42,13 +50,14 @@ def inspect(model: Any, data: Any, steps: int | None = None, *, batch_size: int 
         data: arrays, or batches; see `batchnorm.tools.data.Batches`.
         steps: batches to read at most.
         batch_size: rows of a batch, where data is not in batches yet.
+        call: `call(model, batch)` calls the model, where it takes more than a batch is by itself.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be.
     """
     norms = find(model, "inspect")
-    batches = Batches(model, data, batch_size, steps, "inspect")
-    inspection = _Inspection(model, norms)
+    batches = Batches(model, data, batch_size, steps, "inspect", call)
+    inspection = _Inspection(model, norms, call)
     for batch in shown(batches, "inspecting", batches.total):
         inspection.read(batch)
     if not inspection.batches:
@@ -57,9 +66,10 @@ def inspect(model: Any, data: Any, steps: int | None = None, *, batch_size: int 
 
 
 class _Inspection:
-    def __init__(self, model: Any, norms: list[Norm]) -> None:
+    def __init__(self, model: Any, norms: list[Norm], call: Caller | None) -> None:
         self._norms = norms
-        self._program = program(model, norms, "inspect", [_as_in_training, _as_in_evaluation])
+        visits = [_as_in_training, _as_in_evaluation]
+        self._program = program(model, norms, "inspect", visits, call)
         self._seen = [_Seen(norm) for norm in norms]
         self.batches = 0
 
@@ -86,14 +96,14 @@ class _Inspection:
 
 def _as_in_training(call: Call) -> tuple[Any, Any]:
     norm, moments = call.norm, call.moments()
-    if not norm.uses_batch():
+    if not norm.decides(True)[0]:
         y = call.proceed()
     elif norm.own_training():
         y = call.proceed(training=True)
     else:
         ops = backend_of(moments.mean)
         filled = moments.count > 0
-        mean, variance = norm.held(ops.dtype(moments.mean))
+        mean, variance = norm.device_statistics(ops.dtype(moments.mean))
         y = call.proceed(
             ops.where(filled, moments.mean + moments.remainder, mean),
             ops.where(filled, moments.variance, variance),
@@ -111,7 +121,7 @@ class _Seen:
 
     def __init__(self, norm: Norm) -> None:
         self._norm = norm
-        channels = len(norm.statistics()[0])
+        channels = len(norm.host_statistics()[0])
         self._pool = Pool(channels, "exact", None, False)
         self._within, self._weight = np.zeros(channels), np.zeros(channels)
         self._difference = self._spread = 0.0
@@ -151,7 +161,7 @@ class _Seen:
         return last.reshape(-1, channels)
 
     def profile(self) -> Profile:
-        moving_mean, moving_variance = self._norm.statistics()
+        moving_mean, moving_variance = self._norm.host_statistics()
         nothing = np.where(self._pool.count > 0, 0.0, np.nan)
         weight = np.where(self._weight > 0, self._weight, 1)
         if self._difference == 0:
@@ -165,7 +175,7 @@ class _Seen:
             within=self._within / weight + nothing,
             moving_mean=moving_mean,
             moving_variance=moving_variance,
-            poisoned=self._norm.poisoned(),
+            poisoned=self._norm.unsound(),
             not_finite=self._pool.skipped,
             values=self._values,
             rows=self._rows,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from batchnorm.backends import why_not
+from batchnorm.tools.data import Caller
 from batchnorm.tools.forward import Program, Visit
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import is_keras
@@ -28,7 +29,13 @@ _OF_TRAINING = frozenset(
 )
 
 
-def program(model: Any, norms: Sequence[Norm], name: str, visits: Sequence[Visit]) -> Program:
+def program(
+    model: Any,
+    norms: Sequence[Norm],
+    name: str,
+    visits: Sequence[Visit],
+    call: Caller | None = None,
+) -> Program:
     """A program of these visitors: the one that an earlier call compiled, if it still holds.
 
     It is kept in the model's own dictionary, so that it goes where the model goes. Weights are
@@ -38,8 +45,9 @@ def program(model: Any, norms: Sequence[Norm], name: str, visits: Sequence[Visit
     Args:
         name: tells the visitors from others of the same model. They must keep nothing of a call.
     """
-    if not is_keras(model) or sys.modules["keras"].backend.backend() == "torch":
-        return Program(model, norms, visits)  # nothing is compiled
+    compiles = is_keras(model) and sys.modules["keras"].backend.backend() != "torch"
+    if call is not None or not compiles:  # what a user's function holds cannot be compared
+        return Program(model, norms, visits, call)
     now = _constants(model)
     before, programs = vars(model).get(_NAME, (None, {}))
     if before != now:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 import keras
@@ -10,11 +10,19 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm._moments import Moments
+from batchnorm._plan import Plan, decide
 from batchnorm.backends import why_not
-from batchnorm.tools.norm import Array, Norm
+from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
 
-SETTLED = 1e-8  # what may be left of a zero-debiased average's start
 _CONSTANTS = {"Zeros": 0.0, "Ones": 1.0}
+_UNFREEZE = "batchnorm.unfreeze(model)"
+
+
+def norm_of(layer: Any, name: str) -> Norm:
+    """The layer as what it is: ours, or Keras' own."""
+    ours = sys.modules.get("batchnorm.keras.base")
+    own = ours is not None and isinstance(layer, ours.BatchNormalizationBase)
+    return OwnNorm(layer, name) if own else KerasNorm(layer, name)
 
 
 class KerasNorm(Norm):
@@ -22,43 +30,27 @@ class KerasNorm(Norm):
 
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__(layer, name)
-        self.kind = "keras"
         self.momentum = _number(layer.momentum)
         self.epsilon = float(layer.epsilon)
         mean, variance = layer.moving_mean_initializer, layer.moving_variance_initializer
         start = (_CONSTANTS.get(type(mean).__name__), _CONSTANTS.get(type(variance).__name__))
         self.initial = None if start[0] is None or start[1] is None else (start[0], start[1])
 
-    def statistics(self) -> tuple[Array, Array]:
+    def host_statistics(self) -> tuple[Array, Array]:
         return _flat(self.layer.moving_mean), _flat(self.layer.moving_variance)
 
-    def parameters(self) -> tuple[Array | None, Array | None]:
-        gamma, beta = self.layer.gamma, self.layer.beta
-        return None if gamma is None else _flat(gamma), None if beta is None else _flat(beta)
-
-    def remembered(self) -> dict[str, Array]:
-        shape = self.layer.moving_mean.shape
-        return {one.name: _flat(one) for one in self._memory() if one.shape == shape}
-
-    def assign(self, mean: Array, variance: Array, which: Array | None = None) -> None:
-        for name, value in self._agreeing(mean, variance).items():
+    def set_host_statistics(self, mean: Array, variance: Array, which: Array | None = None) -> None:
+        for name, value in self.agreeing(mean, variance).items():
             variable = getattr(self.layer, name)
             kept = value if which is None else np.where(which, value, _flat(variable))
             variable.assign(kept.reshape(variable.shape).astype(variable.dtype))
 
-    def _agreeing(self, mean: Array, variance: Array) -> dict[str, Array]:
-        """Values of all variables that agree with these moving statistics."""
-        values = {"moving_mean": mean, "moving_variance": variance}
-        if self.layer.renorm:
-            deviation = np.sqrt(variance + self.epsilon)
-            values |= {
-                "moving_stddev": deviation,
-                "renorm_mean": mean,
-                "renorm_stddev": deviation,
-            }
-        return values
+    def device_statistics(self, dtype: str) -> tuple[Any, Any]:
+        ops = keras.ops
+        pair = (self.layer.moving_mean, self.layer.moving_variance)
+        return tuple(ops.reshape(ops.cast(one, dtype), (1, -1)) for one in pair)
 
-    def place(self, mean: Any, variance: Any) -> None:
+    def set_device_statistics(self, mean: Any, variance: Any) -> None:
         ops = keras.ops
         for variable, value in (
             (self.layer.moving_mean, mean),
@@ -66,40 +58,99 @@ class KerasNorm(Norm):
         ):
             variable.assign(ops.reshape(value, variable.shape))
 
-    def held(self, dtype: str) -> tuple[Any, Any]:
-        ops = keras.ops
-        pair = (self.layer.moving_mean, self.layer.moving_variance)
-        return tuple(ops.reshape(ops.cast(one, dtype), (1, -1)) for one in pair)
+    def host_parameters(self) -> tuple[Array | None, Array | None]:
+        gamma, beta = self.layer.gamma, self.layer.beta
+        return None if gamma is None else _flat(gamma), None if beta is None else _flat(beta)
 
-    def state(self) -> list[Any]:
-        return [keras.ops.copy(variable.value) for variable in self._memory()]
+    def host_memory(self) -> dict[str, Array]:
+        shape = self.layer.moving_mean.shape
+        return {one.name: _flat(one) for one in self._remembering() if one.shape == shape}
 
-    def restore(self, state: list[Any]) -> None:
-        for variable, value in zip(self._memory(), state, strict=True):
+    def memory(self) -> list[Any]:
+        return [keras.ops.copy(variable.value) for variable in self._remembering()]
+
+    def set_memory(self, memory: list[Any]) -> None:
+        for variable, value in zip(self._remembering(), memory, strict=True):
             variable.assign(value)
 
-    def _memory(self) -> list[Any]:
+    def _remembering(self) -> list[Any]:
         """Every variable that is no parameter, whatever is trainable."""
         parameters = {id(self.layer.gamma), id(self.layer.beta)}
         return [one for one in self.layer.variables if id(one) not in parameters]
 
-    def frozen(self) -> str | None:
-        if not self.layer.trainable:
-            return "trainable=False"
-        return "momentum=1" if self.momentum == 1 else None
-
-    def uses_batch(self) -> bool:
-        return bool(self.layer.trainable)
+    def decides(self, training: bool) -> tuple[bool, bool]:
+        live = training and bool(self.layer.trainable)
+        return live, live and self.momentum != 1
 
     def renorm(self) -> bool:
-        return bool(self.layer.renorm)
+        return bool(getattr(self.layer, "renorm", False))  # Keras has it since 3.14
 
     def own_training(self) -> bool:
         return self.renorm()
 
+    def in_training(self, call: Any, args: Any, kwargs: Any) -> Any:
+        return call(*args, **{**kwargs, "training": True})
+
+    def frozen(self) -> Frozen | None:
+        if self.decides(True)[1]:
+            return None
+        if self.momentum == 1:
+            return Frozen("momentum=1", "set momentum=0.9 on the layer")
+        return Frozen("trainable=False", _UNFREEZE)
+
     def path(self) -> tuple[str, str | None]:
         return f"Keras' own operations ({keras.backend.backend()})", (
             "Keras' own layer does not take them; batchnorm.keras.BatchNormalization does."
+        )
+
+    def why_not_freeze(self, what: str) -> str | None:
+        if what == "both":
+            return None
+        return (
+            f"what must be 'both' for Keras' own layer, whose `trainable` is one switch; got "
+            f"{what!r} for {self.name!r}. Use batchnorm.keras.BatchNormalization to choose."
+        )
+
+    def freeze(self, what: str, on: bool) -> None:
+        self.layer.trainable = not on
+
+    def mode(self) -> Any:
+        return self.layer.trainable
+
+    def set_mode(self, mode: Any) -> None:
+        self.layer.trainable = mode
+
+    def sentences(self) -> list[str]:
+        cases = [self.does(training) for training in (True, False)]
+        causes = self._causes()
+        because = f", because {', '.join(causes)}" if causes else ""
+        if cases[0] == cases[1]:
+            words = f"With training=True and False alike it {cases[0]}{because}."
+        else:
+            words = f"With training=True it {cases[0]}; with training=False it {cases[1]}{because}."
+        return [words, said_trained(self.layer.scale, self.layer.center, self._trains())]
+
+    def said_share(self) -> str:
+        share = self.momentum
+        return "" if share is None else f" (keeping {self.said_momentum(share)} of the old)"
+
+    def _causes(self) -> list[str]:
+        """What is not as usual and decides."""
+        causes = [] if self.layer.trainable else ["trainable=False"]
+        return [*causes, "momentum=1"] if self.momentum == 1 else causes
+
+    def _trains(self) -> bool:
+        return bool(self.layer.trainable)
+
+    def how_to_update(self) -> str:
+        return (
+            "Call the model with training=True in training, and keep the state that it returns "
+            "(in JAX, the non-trainable variables)"
+        )
+
+    def how_to_bear_small_batches(self) -> str:
+        return (
+            "Use larger batches, synchronized=True over replicas, or renorm=True with small ones."
         )
 
     def axes(self, rank: int) -> tuple[int, ...]:
@@ -110,24 +161,12 @@ class KerasNorm(Norm):
 
 
 class OwnNorm(KerasNorm):
-    """Our Keras layer."""
+    """Our Keras layer, V1's too."""
 
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__(layer, name)
-        self.kind = "batchnorm"
-        self.unbiased = layer.unbiased_moving_variance
-
-    def _agreeing(self, mean: Array, variance: Array) -> dict[str, Array]:
-        values = super()._agreeing(mean, variance)
-        if self.layer.zero_debias:
-            # as after so many updates that nothing of the start is left
-            momentum = self.momentum if self.momentum is not None else 0.0
-            steps = 1 if momentum in (0, 1) else math.ceil(math.log(SETTLED) / math.log(momentum))
-            values |= {"biased_mean": mean, "local_step": np.full(mean.shape, float(steps))}
-        if self.layer.zero_debias == "both":
-            name = "stddev" if self.layer.renorm else "variance"
-            values[f"biased_{name}"] = values[f"moving_{name}"]
-        return values
+        self._options = layer._options()  # as the layer itself reads them: V1 has its own view
+        self.unbiased = self._options.unbiased_moving_variance
 
     def updates(self) -> int | None:
         return int(_array(self.layer.num_updates))
@@ -135,20 +174,11 @@ class OwnNorm(KerasNorm):
     def skipped(self) -> int:
         return int(_array(self.layer.skipped_updates).max(initial=0))
 
-    def frozen(self) -> str | None:
-        layer = self.layer
-        if layer.update_statistics is False:
-            return "update_statistics=False"
-        if layer.update_statistics is True:
-            return None
-        if layer.statistics == "moving":
-            return "statistics='moving'" if not layer.trainable else None
-        return super().frozen()
-
-    def uses_batch(self) -> bool:
-        if self.layer.statistics == "auto":
-            return bool(self.layer.trainable)
-        return self.layer.statistics == "batch"
+    def decides(self, training: bool) -> tuple[bool, bool]:
+        options = self._options
+        live = bool(self.layer._training(training))
+        batch, update = decide(options.statistics, options.update_statistics, live)
+        return batch, update and self.momentum != 1
 
     def group_size(self) -> int | None:
         return self.layer.virtual_batch_size
@@ -157,10 +187,53 @@ class OwnNorm(KerasNorm):
         layer = self.layer
         return layer.renorm or layer.adjustment is not None or layer.virtual_batch_size is not None
 
+    def debias(self) -> bool | str:
+        kind: bool | str = self.layer.zero_debias
+        return kind
+
+    def last_plan(self) -> Plan | None:
+        return next(reversed(self._options.plans.values()), None)
+
+    def frozen(self) -> Frozen | None:
+        if self.decides(True)[1]:
+            return None
+        if self.layer.update_statistics is False:
+            return Frozen("update_statistics=False", _UNFREEZE)
+        if not self.layer.trainable:
+            return Frozen("trainable=False", "set trainable=True on the layer")
+        return super().frozen()
+
     def path(self) -> tuple[str, str | None]:
         reason = "fused is False." if self.layer.fused is False else None
         reason = reason or why_not(keras.backend.backend())
         return "composite operations" if reason else "fused kernels", reason
+
+    def why_not_freeze(self, what: str) -> str | None:
+        return None
+
+    def freeze(self, what: str, on: bool) -> None:
+        if what != "parameters":
+            self.layer.statistics = "moving" if on else "auto"
+            self.layer.update_statistics = False if on else "auto"
+        if what != "statistics":
+            self.layer.train_parameters = not on
+
+    def mode(self) -> Any:
+        layer = self.layer
+        return layer.statistics, layer.update_statistics, layer.train_parameters
+
+    def set_mode(self, mode: Any) -> None:
+        self.layer.statistics, self.layer.update_statistics, self.layer.train_parameters = mode
+
+    def _causes(self) -> list[str]:
+        own = ("statistics", "update_statistics")
+        given = [f"{name}={getattr(self.layer, name)!r}" for name in own]
+        given = [words for words in given if not words.endswith("'auto'")]
+        frozen = [] if self.layer.trainable else ["trainable=False"]
+        return [*frozen, *given, *(["momentum=1"] if self.momentum == 1 else [])]
+
+    def _trains(self) -> bool:
+        return bool(self.layer.trainable and self.layer.train_parameters)
 
 
 def _array(variable: Any) -> Array:

@@ -21,6 +21,30 @@ def is_torch(model: Any) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
+def check_model(model: Any, owner: str) -> None:
+    """Refuses what is no model, or none that can be looked into.
+
+    Raises:
+        TypeError: it is one of these.
+    """
+    if is_keras(model):
+        return
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    if not is_torch(model):
+        raise TypeError(
+            f"{owner}: model must be a Keras model or a PyTorch module; got {kind}. Import its "
+            "framework and build the model first."
+        )
+    script = sys.modules["torch"].jit.ScriptModule
+    for name, module in model.named_modules():
+        if isinstance(module, script):
+            what = f"{name!r} in it, " if name else ""
+            raise TypeError(
+                f"{owner}: model must be a module of Python's; got {what}{module.original_name} "
+                "that was scripted or traced. Pass the module that it was made from."
+            )
+
+
 def find(model: Any, owner: str, pattern: str | None = None) -> list[Norm]:
     """Every batch-normalization layer of a model, as its attributes hold them.
 
@@ -31,16 +55,8 @@ def find(model: Any, owner: str, pattern: str | None = None) -> list[Norm]:
         TypeError: the model is neither a Keras layer nor a PyTorch module.
         ValueError: it is not built, has no such layer, or none that matches.
     """
-    if is_keras(model):
-        found = _keras_norms(model, owner)
-    elif is_torch(model):
-        found = _torch_norms(model, owner)
-    else:
-        kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise TypeError(
-            f"{owner}: model must be a Keras model or a PyTorch module; got {kind}. Import its "
-            "framework and build the model first."
-        )
+    check_model(model, owner)
+    found = _keras_norms(model, owner) if is_keras(model) else _torch_norms(model, owner)
     if not found:
         raise ValueError(
             f"{owner}: model must have at least one batch-normalization layer with moving "
@@ -64,32 +80,20 @@ def _keras_norms(model: Any, owner: str) -> list[Norm]:
     ]
     if layers and not all(layer.built for layer in layers):
         raise _unbuilt(owner, next(layer.name for layer in layers if not layer.built))
-    from batchnorm.tools.norm_keras import KerasNorm, OwnNorm
+    from batchnorm.tools.norm_keras import norm_of
 
-    ours = sys.modules.get("batchnorm.keras.base")
     names = _names(layers, lambda layer: layer.name, lambda layer: getattr(layer, "path", None))
-    return [
-        OwnNorm(layer, name)
-        if ours is not None and isinstance(layer, ours.BatchNormalizationBase)
-        else KerasNorm(layer, name)
-        for layer, name in zip(layers, names, strict=True)
-    ]
+    return [norm_of(layer, name) for layer, name in zip(layers, names, strict=True)]
 
 
 def _torch_norms(model: Any, owner: str) -> list[Norm]:
-    from batchnorm.tools.norm_torch import TorchNorm
+    from batchnorm.tools import norm_torch
 
-    torch = sys.modules["torch"]
-    kind, lazy = torch.nn.modules.batchnorm._BatchNorm, torch.nn.parameter.UninitializedBuffer
-    found = {
-        name or type(module).__name__: module
-        for name, module in model.named_modules()
-        if isinstance(module, kind) and module.running_mean is not None
-    }
+    found = norm_torch.modules(model)
     for name, module in found.items():
-        if isinstance(module.running_mean, lazy):
+        if not norm_torch.is_built(module):
             raise _unbuilt(owner, name)
-    return [TorchNorm(module, name, model.training) for name, module in found.items()]
+    return [norm_torch.norm_of(module, name, model.training) for name, module in found.items()]
 
 
 def _unbuilt(owner: str, name: str) -> ValueError:

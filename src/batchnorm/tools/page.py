@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from batchnorm.tools.plots import drift_plot, histograms, profile_plot
-from batchnorm.tools.report import Report, Row, cells
+from batchnorm.tools.diagnosis import Diagnosis
+from batchnorm.tools.profile import Profile
+from batchnorm.tools.rows import Row, cells
 
 HISTOGRAMS = 4  # layers whose worst channels are shown
 
@@ -82,7 +84,12 @@ _HEAD = (
 )
 
 
-def page(report: Report) -> str:
+def page(
+    rows: Sequence[Row],
+    diagnoses: Sequence[Diagnosis],
+    profiles: Sequence[Profile],
+    batches: int,
+) -> str:
     """The report as the text of an HTML file that needs no network.
 
     Raises:
@@ -93,39 +100,41 @@ def page(report: Report) -> str:
             "inspect: matplotlib must be installed for a page with plots; got none. Run: pip "
             "install 'batchnorm[demo]', or save the numbers as .json."
         )
-    alarms = report.alarms()
-    found = len(alarms)
+    from batchnorm.tools.plots import drift_plot, histograms, profile_plot
+
+    found = sum(one.severity != "note" for one in diagnoses)
     verdict = "no alarm" if not found else f"{found} alarm{'s' if found > 1 else ''}"
     worst = sorted(
-        (profile for profile in report.profiles if len(profile.sample)),
+        (profile for profile in profiles if len(profile.sample)),
         key=lambda profile: -(np.inf if profile.poisoned.any() else profile.misfit()),
     )
+    drift, spread = drift_plot(rows, diagnoses), profile_plot(profiles, diagnoses)
     return _TEMPLATE.format(
         style=_STYLE,
         verdict=verdict,
-        layers=len(report.rows),
-        batches=report.batches,
-        cards=_cards(report),
-        drift=_figure(drift_plot(report), "How far outputs in training and evaluation drift apart"),
-        profile=_figure(profile_plot(report), "Spread over channels, layer by layer"),
+        layers=len(rows),
+        batches=batches,
+        cards=_cards(diagnoses),
+        drift=_figure(drift, "How far outputs in training and evaluation drift apart"),
+        profile=_figure(spread, "Spread over channels, layer by layer"),
         histograms=_figure(histograms(worst[:HISTOGRAMS]), "What the worst channels saw"),
         head="".join(f"<th>{name}</th>" for name in _HEAD),
-        rows="\n".join(_line(report, row) for row in report.rows),
+        rows="\n".join(_line(row, diagnoses) for row in rows),
     )
 
 
-def _cards(report: Report) -> str:
-    if not report.diagnoses:
+def _cards(diagnoses: Sequence[Diagnosis]) -> str:
+    if not diagnoses:
         return '<div class="card fine"><b>No alarm</b><p>The statistics fit the data.</p></div>'
     return "\n".join(
         f'<div class="card {one.severity}"><b>{escape(one.layer)}: {escape(one.cause)}</b>'
         f"<p>{escape(one.words)}</p><p>{escape(one.remedy)}</p></div>"
-        for one in report.diagnoses
+        for one in diagnoses
     )
 
 
-def _line(report: Report, row: Row) -> str:
-    found = [one for one in report.diagnoses if one.layer == row.layer]
+def _line(row: Row, diagnoses: Sequence[Diagnosis]) -> str:
+    found = [one for one in diagnoses if one.layer == row.layer]
     severity = found[0].severity if found else ""
     words = ", ".join(dict.fromkeys(one.cause for one in found)) or "fits"
     middle = (*cells(row), row.path)

@@ -11,6 +11,9 @@ from batchnorm.tools.norm import Array, Norm
 
 LEFT = 0.01  # the share of the initial statistics that may be left: "enough updates"
 DEAD = 1e-4  # share of the output's variance that a channel must have to be alive
+SLOW = 0.05  # share of the initial statistics that may be left where they do not fit
+FLAT = 1e-6  # of epsilon: the variance of a channel that is the same everywhere
+_UNDERFLOW = 1e-30  # a variance whose parts float32 may have rounded to 0
 SATURATED = 4.0  # |beta| / |gamma|: an activation behind it sees one side only
 
 
@@ -78,9 +81,17 @@ class Profile:
         ratio = _rms(self.log_ratio()[some]) / max(math.log(2), 3 * math.sqrt(2 / rows))
         return max(distance, ratio)
 
+    def scaled(self) -> Array:
+        """Channels whose values vary by more than epsilon hides: the others decide nothing.
+
+        In them squares underflow on the device, and what a batch holds is exactly 0.
+        """
+        with np.errstate(invalid="ignore"):
+            return self.variance > max(FLAT * self.norm.epsilon, _UNDERFLOW)
+
     def between(self) -> float:
         """The share of the variance that lies between the batches' means; 0 for one batch."""
-        some = (self.variance > 0) & np.isfinite(self.variance)
+        some = self.scaled() & np.isfinite(self.variance)
         if len(self.rows) < 2 or self.calls > 1 or not some.any():
             return 0.0
         return float(np.mean(1 - self.within[some] / self.variance[some]))
@@ -96,25 +107,48 @@ class Profile:
         within = _rms(self.log_ratio(self.within)[some])
         return within < _rms(self.log_ratio()[some])
 
-    def untouched(self) -> bool:
-        """Whether the statistics are still what they were at the start, in every channel."""
-        initial = self.norm.initial
-        if initial is None:
-            return False
-        mean, variance = initial
-        return bool(np.all(self.moving_mean == mean) and np.all(self.moving_variance == variance))
-
     def updates(self) -> int | None:
-        """How many updates were counted; None where none were: a counter that stands at 0 says
-        nothing of statistics that were loaded or re-estimated."""
-        return self.norm.updates() or None
+        """How many updates made the statistics; None where that is not known.
+
+        A counter is not believed where it stands at 0 beside statistics that are not the initial
+        ones, nor where taking the initial share out, as the counter has it, leads away from the
+        data: statistics that were loaded or re-estimated have a counter that says nothing of them.
+        """
+        count, momentum = self.norm.updates(), self.norm.momentum
+        if count is None or (count == 0 and not self.norm.untouched()):
+            return None
+        initial = self.norm.initial
+        if not count or momentum is None or initial is None or self.norm.settles_at_once():
+            return count
+        left = momentum ** max(count - self.norm.skipped(), 0)
+        if left <= SLOW or left == 1:
+            return count
+        mean, variance = (
+            (moving - left * start) / (1 - left)
+            for moving, start in zip(self._moving(), initial, strict=True)
+        )
+        return (
+            count if self._off(mean, np.maximum(variance, 0)) < self._off(*self._moving()) else None
+        )
+
+    def _moving(self) -> tuple[Array, Array]:
+        return self.moving_mean, self.moving_variance
+
+    def _off(self, mean: Array, variance: Array) -> float:
+        """How far these statistics are from the data, roughly."""
+        some = ~self.poisoned & self.seen()
+        with np.errstate(all="ignore"):
+            scale = self.variance[some] + self.norm.epsilon
+            distance = np.abs(self.mean[some] - mean[some]) / np.sqrt(scale)
+            ratio = np.log((variance[some] + self.norm.epsilon) / scale)
+        return _rms(np.minimum(distance, 10)) + _rms(np.clip(ratio, -10, 10))
 
     def needed(self) -> int | None:
         """Updates until 1 % of the initial statistics is left; None where momentum is not known."""
         momentum = self.norm.momentum
         if momentum is None or momentum >= 1:
             return None
-        if self._debiased():
+        if self.norm.settles_at_once():
             return 1
         return 1 if momentum <= LEFT else math.ceil(math.log(LEFT) / math.log(momentum))
 
@@ -125,10 +159,12 @@ class Profile:
         of the data have the rest of that line still to go. Off the line, nothing is left.
         """
         updates, momentum = self.updates(), self.norm.momentum
-        if updates and self._debiased():
+        if self.norm.settles_at_once():
             return 0.0
         if updates is not None:
             return 0.0 if momentum is None else momentum ** max(updates - self.norm.skipped(), 0)
+        if self.norm.updates() is not None:
+            return 0.0  # a counter that says nothing of them: they were put there
         some = ~self.poisoned & self.seen()
         if self.norm.initial is None or not some.any():
             return 0.0
@@ -146,20 +182,16 @@ class Profile:
             return 0.0
         return 1 - sum(known) / len(known)
 
-    def _debiased(self) -> bool:
-        """Whether the first update leaves nothing of the start."""
-        return getattr(self.norm.layer, "zero_debias", False) == "both"
-
     def dead(self) -> Array:
         """Channels whose output does not vary."""
-        gamma, _ = self.norm.parameters()
+        gamma, _ = self.norm.host_parameters()
         square = 1.0 if gamma is None else gamma**2
         with np.errstate(all="ignore"):
             return square * self.variance / (self.variance + self.norm.epsilon) < DEAD
 
     def saturated(self) -> Array:
         """Channels whose output lies on one side of 0, for good or for nothing."""
-        gamma, beta = self.norm.parameters()
+        gamma, beta = self.norm.host_parameters()
         if beta is None:
             return np.zeros(len(self.mean), bool)
         size = np.ones_like(beta) if gamma is None else np.abs(gamma)

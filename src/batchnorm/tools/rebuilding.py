@@ -1,8 +1,7 @@
-"""How `fold` decides what goes where, and builds the new model."""
+"""How `fold` reads a Keras model's graph, and builds the new model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -10,191 +9,79 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm.keras import BatchNormalizationBase
-from batchnorm.tools.folding import Refusal
+from batchnorm.tools.chains import Chain, Decisions
 from batchnorm.tools.graph import Graph
 from batchnorm.tools.linear import Weights, channel_axis, is_linear, why_not_before
 from batchnorm.tools.norm import Array
-from batchnorm.tools.norm_keras import KerasNorm
+from batchnorm.tools.norm_keras import KerasNorm, norm_of
 
 Normalization = keras.layers.BatchNormalization
 
 
-@dataclass
-class Chain:
-    """Batch normalizations in a row, as one: y = a * x + b, then the last one's activation."""
-
-    nodes: list[Any]
-    a: Array
-    b: Array
-    activation: Any = None
-
-    @property
-    def layers(self) -> list[Any]:
-        return [node.operation for node in self.nodes]
-
-
-@dataclass
-class Change:
-    """What a linear layer takes in."""
-
-    before: list[Chain] = field(default_factory=list)
-    after: list[Chain] = field(default_factory=list)
-
-
-class Rebuilding:
-    """A model's folds, decided, and the model without what was folded.
+class Foldable(Graph):
+    """The graph as `Decisions` asks for it.
 
     Args:
-        prefix: before the names of layers, for a model inside another.
         blocked: why nothing in it may be folded, or None.
     """
 
-    def __init__(self, model: Any, prefix: str = "", blocked: str | None = None) -> None:
-        self.folded: list[tuple[str, str]] = []
-        self.refused: list[Refusal] = []
-        self._functional, self._prefix, self._blocked = functional(model), prefix, blocked
-        self._graph = Graph(self._functional)
-        self._changes: dict[int, Change] = {}  # by id of a linear layer
-        self._merged: dict[int, Chain] = {}  # by id of the chain's first layer
-        self._gone: set[int] = set()  # ids of layers that are left out
-        for chain in self._chains():
-            self._place(chain)
-        self._refuse_hidden()
+    def __init__(self, model: Any, blocked: str | None) -> None:
+        super().__init__(model)
+        self._blocked = blocked
 
-    def model(self) -> Any:
-        """The new model."""
-        pairs: list[tuple[Any, Any]] = []
+    def norms(self) -> list[Any]:
+        return [node for node in self.nodes if isinstance(node.operation, Normalization)]
 
-        def clone(operation: Any) -> Any:
-            if not isinstance(operation, keras.layers.Layer):
-                return operation
-            if functional(operation) is not None:
-                blocked = self._blocked or self._trains(operation)
-                inner = Rebuilding(operation, f"{self._prefix}{operation.name}/", blocked)
-                self.folded += inner.folded
-                self.refused += inner.refused
-                return inner.model()
-            new = type(operation).from_config(self._config(operation))
-            pairs.append((operation, new))
-            return new
+    def layer(self, node: Any) -> Any:
+        return node.operation
 
-        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-            if operation.name in gone:
-                return args[0]
-            return operation(*args, **kwargs)
+    def name(self, node: Any) -> str:
+        name: str = node.operation.name
+        return name
 
-        gone = {
-            node.operation.name for node in self._graph.nodes if id(node.operation) in self._gone
-        }
-        result = keras.models.clone_model(
-            self._functional, clone_function=clone, call_function=call
-        )
-        for old, new in pairs:
-            if id(old) not in self._gone:
-                self._fill(old, new)
-        return result
-
-    def _chains(self) -> list[Chain]:
-        """The normalizations that may be folded at all, neighbors as one; refuses the others."""
-        chains: list[Chain] = []
-        for node in self._graph.nodes:
-            layer = node.operation
-            if not isinstance(layer, Normalization):
-                continue
-            if reason := self._why_never(node):
-                self._refuse(layer, reason)
-                continue
-            a, b = _affine(layer)
-            before, blocked = self._graph.producer(node)
-            previous = next((one for one in chains if one.nodes[-1] is before), None)
-            if previous is not None and not blocked and not _misfit(previous, layer):
-                previous.a, previous.b = a * previous.a, a * previous.b + b
-                previous.nodes.append(node)
-                previous.activation = _activation(layer)
-            else:
-                chains.append(Chain([node], a, b, _activation(layer)))
-        return chains
-
-    def _why_never(self, node: Any) -> str | None:
-        """Why a normalization is not y = a * x + b of one input, or None."""
+    def why_never(self, node: Any) -> str | None:
         layer = node.operation
         if self._blocked:
             return self._blocked
         if type(layer).call not in (Normalization.call, BatchNormalizationBase.call):
             return f"its class {type(layer).__name__} has a call of its own"
-        if self._graph.calls[id(layer)] > 1:
-            return f"it is shared: called {self._graph.calls[id(layer)]} times"
+        if self.calls[id(layer)] > 1:
+            return f"it is shared: called {self.calls[id(layer)]} times"
         if node.arguments.kwargs.get("training"):
             return "it is called with training=True: it normalizes with the batch"
         if len(node.input_tensors) > 1:
             return "it takes more inputs than one"
-        if isinstance(layer, BatchNormalizationBase):
-            if layer.statistics == "batch":
-                return "it normalizes with the batch (statistics='batch')"
-            if layer.update_statistics is True:
-                return "inference updates its statistics (update_statistics=True)"
-            if not isinstance(layer.axis, int) and len(layer.axis) > 1:
-                return f"it normalizes several axes: {list(layer.axis)}"
-        if not all(np.isfinite(vector).all() for vector in _affine(layer)):
+        batch, update = norm_of(layer, layer.name).decides(False)
+        if batch:
+            return "it normalizes with the batch (statistics='batch')"
+        if update:
+            return "inference updates its statistics (update_statistics=True)"
+        if not isinstance(layer.axis, int) and len(layer.axis) > 1:
+            return f"it normalizes several axes: {list(layer.axis)}"
+        if not all(np.isfinite(vector).all() for vector in self.affine(node)):
             return "its statistics or parameters are not finite; see batchnorm.repair"
         return None
 
-    def _trains(self, model: Any) -> str | None:
-        """Why nothing in a model inside this one may be folded, or None."""
-        calls = (node for node in self._graph.nodes if node.operation is model)
-        if any(node.arguments.kwargs.get("training") for node in calls):
-            return f"it is inside {model.name!r}, which is called with training=True"
-        return None
+    def affine(self, node: Any) -> tuple[Array, Array]:
+        return KerasNorm(node.operation, node.operation.name).affine()
 
-    def _place(self, chain: Chain) -> None:
-        """Puts a chain into a layer, or refuses it."""
-        target, not_before = self._linear_before(chain)
-        if target is not None:
-            self._changes.setdefault(id(target), Change()).after.append(chain)
-            self._note(chain, target)
-            return
-        target, not_behind = self._linear_behind(chain)
-        if target is not None:
-            self._changes.setdefault(id(target), Change()).before.append(chain)
-            self._note(chain, target)
-            return
-        first, *rest = chain.layers
-        if rest and chain.activation is None:
-            self._merged[id(first)] = chain
-            for layer in rest:
-                self._note_one(layer, first)
-            rest = []
-        reason = (
-            f"not into what is before it: {not_before}; not into what is behind it: {not_behind}"
-        )
-        for layer in (first, *rest):
-            self._refuse(layer, reason)
+    def activation(self, node: Any) -> Any:
+        own = getattr(node.operation, "activation", None)
+        return None if own is None or own is keras.activations.linear else own
 
-    def _linear_before(self, chain: Chain) -> tuple[Any, str]:
-        node, reason = self._graph.producer(chain.nodes[0])
-        layer = node.operation
-        reason = self._why_not_linear(layer, chain) or reason
-        if reason is None and layer.activation is not keras.activations.linear:
-            name = keras.activations.serialize(layer.activation)
-            reason = f"{layer.name!r} ends in the activation {name!r}"
-        return (layer, "") if reason is None else (None, reason)
+    def continues(self, before: Any, node: Any) -> bool:
+        rank = len(before.input_tensors[0].shape)
+        last, layer = before.operation, node.operation
+        axes = [_axes.resolve(one.axis, rank, one.name) for one in (last, layer)]
+        return axes[0] == axes[1] and bool(last.compute_dtype == layer.compute_dtype)
 
-    def _linear_behind(self, chain: Chain) -> tuple[Any, str]:
-        if chain.activation is not None:
-            return None, "it ends in an activation of its own"
-        node, reason = self._graph.consumer(chain.nodes[-1])
-        if reason is not None:
-            return None, reason
-        layer = node.operation
-        reason = self._why_not_linear(layer, chain) or why_not_before(layer, chain.b)
-        return (layer, "") if reason is None else (None, reason)
-
-    def _why_not_linear(self, layer: Any, chain: Chain) -> str | None:
-        name, norm = repr(layer.name), chain.layers[0]
+    def why_not_linear(self, node: Any, chain: Chain) -> str | None:
+        layer, norm = node.operation, chain.nodes[0].operation
+        name = repr(layer.name)
         if not is_linear(layer):
             return f"{name} ({type(layer).__name__}) is no linear layer that fold knows"
-        if self._graph.calls[id(layer)] > 1:
-            return f"{name} is shared: called {self._graph.calls[id(layer)]} times"
+        if self.calls[id(layer)] > 1:
+            return f"{name} is shared: called {self.calls[id(layer)]} times"
         rank = len(chain.nodes[0].input_tensors[0].shape)
         if _axes.resolve(norm.axis, rank, norm.name) != (channel_axis(layer) % rank,):
             return f"{name} has its channels on axis {channel_axis(layer)}, this on {norm.axis}"
@@ -206,62 +93,122 @@ class Rebuilding:
             return f"{name} has LoRA weights"
         return None
 
-    def _note(self, chain: Chain, target: Any) -> None:
-        for layer in chain.layers:
-            self._note_one(layer, target)
+    def why_not_after(self, node: Any) -> str | None:
+        layer = node.operation
+        if layer.activation is keras.activations.linear:
+            return None
+        name = keras.activations.serialize(layer.activation)
+        return f"{layer.name!r} ends in the activation {name!r}"
 
-    def _note_one(self, layer: Any, target: Any) -> None:
-        self._gone.add(id(layer))
-        self.folded.append((self._prefix + layer.name, self._prefix + target.name))
+    def why_not_before(self, node: Any, b: Array) -> str | None:
+        return why_not_before(node.operation, b)
 
-    def _refuse(self, layer: Any, reason: str) -> None:
-        refusal = Refusal(self._prefix + layer.name, reason)
-        if refusal not in self.refused:  # a shared layer has several nodes
-            self.refused.append(refusal)
-
-    def _refuse_hidden(self) -> None:
-        """Layers inside others that are no models: nobody knows how those call them."""
-        for node in {id(node.operation): node for node in self._graph.nodes}.values():
-            outer = node.operation
+    def hidden(self) -> list[tuple[str, str]]:
+        """Normalizations inside layers that are no models, and why nobody can fold them."""
+        found = []
+        for outer in {id(node.operation): node.operation for node in self.nodes}.values():
             if not isinstance(outer, keras.layers.Layer) or functional(outer) is not None:
                 continue
-            for layer in outer._flatten_layers(include_self=False, recursive=True):
-                if isinstance(layer, Normalization):
-                    kind = type(outer).__name__
-                    self._refuse(layer, f"it is inside {outer.name!r} ({kind}), which is no model")
+            reason = f"it is inside {outer.name!r} ({type(outer).__name__}), which is no model"
+            inside = outer._flatten_layers(include_self=False, recursive=True)
+            found += [(one.name, reason) for one in inside if isinstance(one, Normalization)]
+        return found
 
-    def _config(self, layer: Any) -> dict[str, Any]:
+    def trains(self, model: Any) -> str | None:
+        """Why nothing in a model inside this one may be folded, or None."""
+        calls = (node for node in self.nodes if node.operation is model)
+        if any(node.arguments.kwargs.get("training") for node in calls):
+            return f"it is inside {model.name!r}, which is called with training=True"
+        return self._blocked
+
+
+class Rebuilding:
+    """A model's folds, decided, and the model without what was folded.
+
+    Args:
+        prefix: before the names of layers, for a model inside another.
+        blocked: why nothing in it may be folded, or None.
+    """
+
+    def __init__(self, model: Any, prefix: str = "", blocked: str | None = None) -> None:
+        self._functional = functional(model)
+        self._graph = Foldable(self._functional, blocked)
+        self._done = Decisions(self._graph, prefix)
+        for name, reason in self._graph.hidden():
+            self._done.refuse(name, reason)
+        self.folded, self.refused = self._done.folded, self._done.refused
+        self._inner = self._inside(prefix)
+
+    def _inside(self, prefix: str) -> dict[int, Rebuilding]:
+        """What becomes of the models inside this one, by their id."""
+        result: dict[int, Rebuilding] = {}
+        for node in self._graph.nodes:
+            model = node.operation
+            if id(model) not in result and functional(model) is not None:
+                inner = Rebuilding(model, f"{prefix}{model.name}/", self._graph.trains(model))
+                result[id(model)] = inner
+                self.folded += inner.folded
+                self.refused += inner.refused
+        return result
+
+    def model(self) -> Any:
+        """The new model. Layers in which nothing changes are the same objects in both."""
+        pairs: list[tuple[Any, Any]] = []
+        done = self._done
+
+        def clone(operation: Any) -> Any:
+            inner = self._inner.get(id(operation))
+            if inner is not None:
+                return inner.model() if inner.folded else operation
+            if id(operation) in done.changes or id(operation) in done.merged:
+                pairs.append((operation, self._built_again(operation)))
+                return pairs[-1][1]
+            return operation
+
+        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+            return args[0] if operation.name in gone else operation(*args, **kwargs)
+
+        gone = {
+            node.operation.name for node in self._graph.nodes if id(node.operation) in done.gone
+        }
+        result = keras.models.clone_model(
+            self._functional, clone_function=clone, call_function=call
+        )
+        for old, new in pairs:
+            self._fill(old, new)
+        return result
+
+    def _built_again(self, layer: Any) -> Any:
+        """A layer of the same kind and options with room for what it takes in, without weights."""
         config = layer.get_config()
-        if change := self._changes.get(id(layer)):
-            config["use_bias"] = True
-            for chain in change.after:
-                if chain.activation is not None:
-                    config["activation"] = keras.activations.serialize(chain.activation)
-        if id(layer) in self._merged:
+        merged = id(layer) in self._done.merged
+        for name in config:  # what only a layer that learns needs
+            if name.endswith(("_regularizer", "_constraint")):
+                config[name] = None
+            elif name.endswith("_initializer") and not merged:
+                config[name] = "zeros"
+        if merged:
             config["center"] = config["scale"] = True
-        return config
+            return type(layer).from_config(config)
+        config["use_bias"], config["activation"] = True, None
+        new = type(layer).from_config(config)
+        new.activation = layer.activation  # not by name: it may be anybody's function
+        for chain in self._done.changes[id(layer)].after:
+            if chain.activation is not None:
+                new.activation = chain.activation
+        return new
 
     def _fill(self, old: Any, new: Any) -> None:
-        """Gives a cloned layer its weights."""
-        if change := self._changes.get(id(old)):
-            weights = Weights(old)
-            for chain in change.before:
-                weights.before(chain.a, chain.b)
-            for chain in change.after:
-                weights.after(chain.a, chain.b)
-            weights.put_into(new)
+        """Gives a layer that was built again its weights."""
+        if id(old) in self._done.merged:
+            _merge_into(new, old, self._done.merged[id(old)])
             return
-        if id(old) in self._merged:
-            _merge_into(new, old, self._merged[id(old)])
-            return
-        parts = (one._flatten_layers(include_self=True, recursive=True) for one in (old, new))
-        for ours, theirs in zip(*parts, strict=True):
-            store: dict[str, Any] = {}
-            ours.save_own_variables(store)
-            # copies: `predict` on JAX gives its arrays away, and must not give away the model's
-            theirs.load_own_variables(
-                {key: np.array(keras.ops.convert_to_numpy(one)) for key, one in store.items()}
-            )
+        change, weights = self._done.changes[id(old)], Weights(old)
+        for chain in change.before:
+            weights.before(chain.a, chain.b)
+        for chain in change.after:
+            weights.after(chain.a, chain.b)
+        weights.put_into(new)
 
 
 def functional(model: Any) -> Any:
@@ -278,41 +225,12 @@ def functional(model: Any) -> Any:
     return model if known and model.built else None
 
 
-def _affine(layer: Any) -> tuple[Array, Array]:
-    """a and b of y = a * x + b: what the layer is in inference, in float64."""
-    norm = KerasNorm(layer, layer.name)
-    mean, variance = norm.statistics()
-    gamma, beta = norm.parameters()
-    with np.errstate(all="ignore"):
-        a = (1.0 if gamma is None else gamma) / np.sqrt(variance + norm.epsilon)
-        return a, (0.0 if beta is None else beta) - mean * a
-
-
-def _activation(layer: Any) -> Any:
-    """The activation that the layer itself applies; None for none."""
-    own = getattr(layer, "activation", None)
-    return None if own is None or own is keras.activations.linear else own
-
-
-def _misfit(chain: Chain, layer: Any) -> bool:
-    """Whether a normalization cannot continue a chain."""
-    last = chain.layers[-1]
-    rank = len(chain.nodes[-1].input_tensors[0].shape)
-    axes = [_axes.resolve(one.axis, rank, one.name) for one in (last, layer)]
-    return (
-        chain.activation is not None
-        or axes[0] != axes[1]
-        or last.compute_dtype != layer.compute_dtype
-    )
-
-
 def _merge_into(new: Any, old: Any, chain: Chain) -> None:
-    """Makes a clone of the chain's first layer do what the whole chain does."""
+    """Makes a layer like the chain's first one do what the whole chain does."""
     norm = KerasNorm(old, old.name)
-    mean, variance = norm.statistics()
+    mean, variance = norm.host_statistics()
     deviation = np.sqrt(variance + norm.epsilon)
-    target = KerasNorm(new, new.name)
-    target.assign(mean, variance)
+    KerasNorm(new, new.name).set_host_statistics(mean, variance)
     for variable, value in (
         (new.gamma, chain.a * deviation),
         (new.beta, chain.b + chain.a * mean),

@@ -5,25 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from batchnorm._moments import Moments
-from batchnorm.backends import backend_of, host
-from batchnorm.tools.data import Batches, check_again
+from batchnorm.backends import backend_of
+from batchnorm.tools.data import Batches, Caller, check_again
 from batchnorm.tools.forward import Call, in_one_order
 from batchnorm.tools.keeping import program
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.pooling import METHODS, Pool, across_replicas, of_all_replicas, pool
 from batchnorm.tools.progress import shown
+from batchnorm.tools.result import Result
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerChange:
     """What became of one layer.
 
     Attributes:
@@ -41,21 +42,30 @@ class Layer:
     skipped: int
     kept: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: the mean moved by {self.mean_change:.3g} standard deviations, the "
+            f"logarithm of the variance by {self.log_variance_change:.3g} at most; from "
+            f"{self.values:g} values per channel."
+        )
+
 
 @dataclass(frozen=True)
-class Reestimation:
+class Reestimation(Result):
     """What `reestimate` did: a row for each layer, in the order in which the model calls them."""
 
     method: str
     batches: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerChange, ...]
     never_called: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def sentences(self) -> list[str]:
+        return [
+            *(str(row) for row in self.layers),
+            *(f"{name}: never called; it keeps what it had." for name in self.never_called),
+        ]
 
     def table(self) -> Table:
-        """The rows as a table for the terminal."""
         title = f"Re-estimated ({self.method}) from {self.batches} batches"
         result = Table(title=title, title_justify="left")
         result.add_column("layer", no_wrap=True)
@@ -74,12 +84,13 @@ class Reestimation:
 def reestimate(
     model: Any,
     data: Any,
-    method: str = "exact",
     steps: int | None = None,
     *,
+    method: str = "exact",
     batch_size: int = 32,
     layer_by_layer: bool = False,
     pattern: str | None = None,
+    call: Caller | None = None,
 ) -> Reestimation:
     """Replaces the moving statistics by those of the data; returns what moved.
 
@@ -104,6 +115,7 @@ def reestimate(
         layer_by_layer: settle the layers one after the other, each with the earlier ones final;
             reads the data once for each layer.
         pattern: only layers whose names match, as file names do.
+        call: `call(model, batch)` calls the model, where it takes more than a batch is by itself.
 
     Edge cases: empty batches are passed over. Batches in which a channel is not finite are left
     out for that channel and reported. A channel that saw nothing keeps what it had. In several
@@ -121,17 +133,14 @@ def reestimate(
             f"reestimate: method must be one of {', '.join(map(repr, METHODS))}; got {method!r}."
         )
     norms = find(model, "reestimate", pattern)
-    batches = Batches(model, data, batch_size, steps, "reestimate")
+    batches = Batches(model, data, batch_size, steps, "reestimate", call)
     if layer_by_layer:
         check_again(data, "reestimate", " with layer_by_layer=True")
     return _estimate(model, norms, batches, method, layer_by_layer, "reestimate")
 
 
-def estimate(
-    model: Any, norms: list[Norm], data: Any, steps: int | None, batch_size: int, owner: str
-) -> Reestimation:
+def estimate(model: Any, norms: list[Norm], batches: Batches, owner: str) -> Reestimation:
     """`reestimate(method="exact")` of these layers alone, for a tool of that name."""
-    batches = Batches(model, data, batch_size, steps, owner)
     return _estimate(model, norms, batches, "exact", False, owner)
 
 
@@ -143,7 +152,7 @@ def _estimate(
     layer_by_layer: bool,
     owner: str,
 ) -> Reestimation:
-    estimation = _Estimation(model, norms, method)
+    estimation = _Estimation(model, norms, method, batches.call)
     read = estimation.one_by_one(batches) if layer_by_layer else estimation.together(batches)
     if not any(of_all_replicas(read)):
         raise ValueError(f"{owner}: data must hold at least one row; got none.")
@@ -151,7 +160,7 @@ def _estimate(
 
 
 @contextlib.contextmanager
-def reestimated(model: Any, data: Any, method: str = "exact", **options: Any) -> Iterator[Any]:
+def reestimated(model: Any, data: Any, steps: int | None = None, **options: Any) -> Iterator[Any]:
     """`with reestimated(model, data):` the model has re-estimated statistics inside, its own after.
 
     Takes the arguments of `reestimate`; gives what that returned.
@@ -161,39 +170,39 @@ def reestimated(model: Any, data: Any, method: str = "exact", **options: Any) ->
     """
     norms = find(model, "reestimate", options.get("pattern"))
     with kept(norms):
-        yield reestimate(model, data, method, **options)
+        yield reestimate(model, data, steps, **options)
 
 
 @contextlib.contextmanager
 def kept(norms: Sequence[Norm]) -> Iterator[None]:
     """Whatever happens inside, the layers remember afterwards what they did before."""
-    states = [norm.state() for norm in norms]
+    states = [norm.memory() for norm in norms]
     try:
         yield
     finally:
         for norm, state in zip(norms, states, strict=True):
-            norm.restore(state)
+            norm.set_memory(state)
 
 
 @contextlib.contextmanager
 def kept_if_raised(norms: Sequence[Norm]) -> Iterator[None]:
     """If anything is raised inside, the layers remember what they did before."""
-    states = [norm.state() for norm in norms]
+    states = [norm.memory() for norm in norms]
     try:
         yield
     except BaseException:
         for norm, state in zip(norms, states, strict=True):
-            norm.restore(state)
+            norm.set_memory(state)
         raise
 
 
 class _Estimation:
     """The pools of all layers, and the passes that fill them."""
 
-    def __init__(self, model: Any, norms: list[Norm], method: str) -> None:
+    def __init__(self, model: Any, norms: list[Norm], method: str, call: Caller | None) -> None:
         self._model, self._norms, self._method = model, norms, method
         visit = functools.partial(_visit, method)
-        self._program = program(model, norms, f"reestimate {method}", [visit])
+        self._program = program(model, norms, f"reestimate {method}", [visit], call)
         self._pools = [self._empty_pool(norm) for norm in norms]
 
     def together(self, batches: Batches) -> int:
@@ -234,19 +243,21 @@ class _Estimation:
         missed = [norm.name for i, norm in enumerate(self._norms) if i not in called]
         return Reestimation(self._method, read, rows, tuple(missed))
 
-    def _settle(self, norm: Norm, pooled: Pool) -> Layer:
-        old_mean, old_variance = norm.statistics()
+    def _settle(self, norm: Norm, pooled: Pool) -> LayerChange:
+        old_mean, old_variance = norm.host_statistics()
         mean, variance = pooled.final()
         some = pooled.count > 0
         mean, variance = np.where(some, mean, old_mean), np.where(some, variance, old_variance)
-        norm.assign(mean, variance)
+        norm.set_host_statistics(mean, variance)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             moved = (mean - old_mean) / np.sqrt(variance + norm.epsilon)
             ratio = np.log((variance + norm.epsilon) / (old_variance + norm.epsilon))
             mean_change = float(np.sqrt(np.mean(moved**2))) if len(moved) else 0.0
         change = float(np.max(np.abs(ratio), initial=0.0))
         skipped = int(pooled.skipped.max(initial=0))
-        return Layer(norm.name, pooled.values, mean_change, change, skipped, int((~some).sum()))
+        return LayerChange(
+            norm.name, pooled.values, mean_change, change, skipped, int((~some).sum())
+        )
 
     def _look(self, batches: Batches) -> int:
         """Learns from one batch in which order the model calls its layers; 0 if there is none."""
@@ -260,7 +271,7 @@ class _Estimation:
         return functools.reduce(in_one_order, of_all_replicas(self._program.order), [])
 
     def _empty_pool(self, norm: Norm) -> Pool:
-        return Pool(len(norm.statistics()[0]), self._method, norm.momentum, norm.unbiased)
+        return Pool(len(norm.host_statistics()[0]), self._method, norm.momentum, norm.unbiased)
 
     def _read(self, batch: Any, measured: Sequence[int], placed: Sequence[int]) -> None:
         (results,) = self._program(batch, self._given(measured, placed))
@@ -288,25 +299,12 @@ def _visit(method: str, call: Call) -> tuple[Any, Any]:
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
     """Mean and variance of what was pooled and this batch; where that is nothing, the layer's."""
     ops = backend_of(new.mean)
-    operands = [*new, *before, adds, *norm.held(ops.dtype(new.mean))]
-    arrays = ops.on_host(operands)
-    if arrays is None:
-        return _running(ops, operands, method, norm.momentum)
-    mean, variance = host.quietly(_running, host, arrays, method, norm.momentum)
-    return ops.asarray(mean, new.mean), ops.asarray(variance, new.mean)
-
-
-def _running(
-    ops: Any, operands: Sequence[Any], method: str, momentum: float | None
-) -> tuple[Any, Any]:
-    new, before = Moments(*operands[:4]), operands[4:8]
-    adds, own_mean, own_variance = operands[8:]
     dtype = ops.dtype(new.mean)
+    own_mean, own_variance = norm.device_statistics(dtype)
     old = Moments(*(ops.cast(part, dtype) for part in before))
     # for each channel: one may have left out batches that the others have
     count = ops.broadcast_to(new.count * ops.cast(adds, dtype), ops.shape(new.mean))
-    now = new._replace(count=count)
-    pooled = pool(ops, old, now, method, momentum)
+    pooled = pool(ops, old, new._replace(count=count), method, norm.momentum)
     mean, variance = pooled.mean + pooled.remainder, pooled.variance
     usable = (pooled.count > 0) & ops.isfinite(mean) & ops.isfinite(variance)
     return ops.where(usable, mean, own_mean), ops.where(usable, variance, own_variance)

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
+from batchnorm.tools.data import Batches, Caller
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.reestimation import Reestimation, estimate, kept_if_raised
+from batchnorm.tools.result import Result
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Repaired:
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(Result):
     """What `repair` did.
 
     Attributes:
@@ -57,18 +62,36 @@ class Repair:
     parameters: tuple[str, ...]
     estimation: Reestimation | None
 
-    def __str__(self) -> str:
+    def sentences(self) -> list[str]:
         lines = [str(one) for one in self.layers]
         lines += [f"{name}: this data has no finite value for some of them." for name in self.still]
         lines += [
             f"{name}: gamma or beta is not finite: only an older checkpoint can bring it back."
             for name in self.parameters
         ]
-        return "\n".join(lines) or "Nothing is poisoned."
+        return lines or ["Nothing is poisoned."]
+
+    def table(self) -> Table:
+        result = Table(title=f"Repaired {len(self.layers)}", title_justify="left")
+        result.add_column("layer", no_wrap=True)
+        result.add_column("channels", justify="right")
+        result.add_column("how")
+        for one in self.layers:
+            result.add_row(one.layer, str(len(one.channels)), one.how)
+        return result
+
+    def __rich__(self) -> Group:
+        """The sentences: a table of poisoned channels says less."""
+        return Group(*(Text(line) for line in self.sentences()))
 
 
 def repair(
-    model: Any, data: Any = None, steps: int | None = None, *, batch_size: int = 32
+    model: Any,
+    data: Any = None,
+    steps: int | None = None,
+    *,
+    batch_size: int = 32,
+    call: Caller | None = None,
 ) -> Repair:
     """Replaces statistics that are NaN, infinite or negative; leaves sound layers alone.
 
@@ -79,21 +102,24 @@ def repair(
 
     Args:
         model: a built Keras model on any backend, or a PyTorch module.
-        data, steps, batch_size: as for `reestimate`.
+        data, steps, batch_size, call: as for `reestimate`.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be. The model is as it was then.
     """
     norms = find(model, "repair")
-    sick = [norm for norm in norms if norm.poisoned().any()]
-    masks = [(norm.poisoned(), norm.lost()) for norm in sick]
+    sick = [norm for norm in norms if norm.unsound().any()]
+    masks = [(norm.unsound(), norm.unsound_statistics()) for norm in sick]
     estimation = None
     with kept_if_raised(sick):
         for norm, (poisoned, lost) in zip(sick, masks, strict=True):
-            mean, variance = norm.statistics()
-            norm.assign(np.where(lost, 0.0, mean), np.where(lost, 1.0, variance), poisoned)
+            mean, variance = norm.host_statistics()
+            norm.set_host_statistics(
+                np.where(lost, 0.0, mean), np.where(lost, 1.0, variance), poisoned
+            )
         if data is not None and sick:
-            estimation = estimate(model, sick, data, steps, batch_size, "repair")
+            batches = Batches(model, data, batch_size, steps, "repair", call)
+            estimation = estimate(model, sick, batches, "repair")
     found = {} if estimation is None else {one.name: one for one in estimation.layers}
     layers, still = [], []
     for norm, (poisoned, lost) in zip(sick, masks, strict=True):
@@ -112,4 +138,4 @@ def repair(
 
 
 def _broken_parameters(norm: Norm) -> bool:
-    return any(one is not None and not np.isfinite(one).all() for one in norm.parameters())
+    return any(one is not None and not np.isfinite(one).all() for one in norm.host_parameters())

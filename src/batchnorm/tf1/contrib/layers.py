@@ -14,22 +14,29 @@ from batchnorm.tf1 import _variables
 from batchnorm.tf1._application import apply
 from batchnorm.tf1._collections import add_output, add_updates, of_variables
 from batchnorm.tf1._naming import contrib_output
-from batchnorm.tf1._options import checked, moves_unbiased
+from batchnorm.tf1._options import checked
+from batchnorm.tf1._originals import takes_fused
 from batchnorm.tf1._variables import Parameter
 
 try:
-    from tf_slim.ops.arg_scope import add_arg_scope
+    from tf_slim.layers.layers import batch_norm as slim_batch_norm
+    from tf_slim.ops import arg_scope
 except ImportError:  # without tf_slim there is no arg_scope to be set from
-
-    def add_arg_scope(function: Any) -> Any:
-        return function
-
+    arg_scope = None
 
 v1 = tf.compat.v1
 DATA_FORMATS = ("NHWC", "NCHW")
 
 
-@add_arg_scope
+def _scoped(function: Any) -> Any:
+    """The function, set by tf_slim's `arg_scope`s of its own `batch_norm` as well as of this."""
+    if arg_scope is None:
+        return function
+    function._key_op = arg_scope.arg_scope_func_key(slim_batch_norm)
+    return arg_scope.add_arg_scope(function)
+
+
+@_scoped
 def batch_norm(
     inputs: Any,
     decay: Any = 0.999,
@@ -181,7 +188,7 @@ def _path(
         return _Path(core=False, unbiased=True, flat=rank == 2)
     if batch_weights is not None or special:
         return _Path(core=False, unbiased=False, flat=False)
-    unbiased = moves_unbiased(inputs.shape, inputs.dtype, axis, fused=fused, composed=composed)
+    unbiased = fused is not False and takes_fused(rank, inputs.dtype.name, axis, composed)
     return _Path(core=True, unbiased=unbiased, flat=False)
 
 

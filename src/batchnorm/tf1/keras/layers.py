@@ -1,4 +1,4 @@
-"""`tf.compat.v1.keras.layers`: the Keras layer as TensorFlow 1 had it."""
+"""`tf.compat.v1.keras.layers`: the Keras layer as TensorFlow 1 had it, on every Keras backend."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope  # no public name (3.15)
 
 from batchnorm.keras.base import BatchNormalizationBase
-from batchnorm.tf1._options import moves_unbiased
+from batchnorm.tf1._originals import takes_fused
+from batchnorm.tf1._overrides import REFUSED, check
 
-v1 = tf.compat.v1
+_MOMENTS = ("_moments", "_calculate_mean_and_var", "_fused_can_be_used", "_get_training_value")
+_INSTEAD = (
+    "Override call or build, or derive from batchnorm.tf1.layers.BatchNormalization, which calls "
+    "_moments."
+)
 
 
 @keras.saving.register_keras_serializable(package="batchnorm", name="BatchNormalizationV1")
@@ -24,19 +29,20 @@ class BatchNormalization(BatchNormalizationBase):
     - `fused=True` is a wish: nothing is refused where there is no kernel.
     - `unbiased_moving_variance=None` remembers what the original did: the unbiased variance where
       it ran its fused kernel (rank 4 and 5 by default), else the biased one.
-    - In a TensorFlow 1 graph, a call moves no statistics: its two update ops are in `updates`.
+    - In a TensorFlow 1 graph, and in `tf.compat.v1.wrap_function`, a call moves no statistics: its
+      two update ops are in `updates`.
     - It is saved under a name of its own and loads as this class.
 
     Raises:
-        RuntimeError: Keras computes with another framework than TensorFlow.
+        TypeError: where a subclass is defined, it overrides what nothing here calls.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        here = {name for name in REFUSED if hasattr(BatchNormalizationBase, name)}
+        check(cls, dict.fromkeys({*REFUSED, *_MOMENTS} - here, _INSTEAD))
+
     def __init__(self, *args: Any, unbiased_moving_variance: Any = None, **kwargs: Any) -> None:
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(
-                "batchnorm.tf1.keras: KERAS_BACKEND must be tensorflow; got "
-                f"{keras.backend.backend()}. Use batchnorm.keras.BatchNormalization there."
-            )
         self._rank: int | None = None
         self._masked = False
         self.updates: list[Any] = []
@@ -53,19 +59,16 @@ class BatchNormalization(BatchNormalizationBase):
         return value
 
     def _original_was_unbiased(self) -> bool:
-        return not self._masked and moves_unbiased(
-            tf.TensorShape(None if self._rank is None else [None] * self._rank),
-            tf.as_dtype(self.compute_dtype),
-            self.axis,
-            fused=self.fused,
-            composed=self.renorm or self.virtual_batch_size is not None or self.adjustment,
-        )
+        composed = self.renorm or self.virtual_batch_size is not None or self.adjustment
+        plain = self.fused is not False and not self._masked
+        return plain and takes_fused(self._rank, self.compute_dtype, self.axis, composed)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         self._rank = len(input_shape)
-        if not self.trainable and _in_graph():
-            kept = v1.get_collection_ref(v1.GraphKeys.TRAINABLE_VARIABLES)
+        graph = _graph()
+        if not self.trainable and graph is not None:
+            kept = graph.get_collection_ref("trainable_variables")
             own = [one.value for one in (self.gamma, self.beta) if one is not None]
             kept[:] = [one for one in kept if all(one is not other for other in own)]  # D30
 
@@ -86,13 +89,15 @@ class BatchNormalization(BatchNormalizationBase):
 
     def _update_from(self, names: Sequence[str]) -> dict[str, Any] | None:
         """The state after the updates of earlier calls, in a graph (D32)."""
-        if not self.updates or not _in_graph() or self.updates[-1].graph is not _graph():
+        graph = _graph()
+        if not self.updates or graph is None or self.updates[-1].graph is not graph:
             return None
-        with tf.control_dependencies(self.updates[-2:]):
+        with graph.control_dependencies(self.updates[-2:]):
             return {name: getattr(self, name).value.read_value() for name in names}
 
     def _assign(self, changed: Mapping[str, Any]) -> None:
-        if not _in_graph():
+        graph = _graph()
+        if graph is None:
             super()._assign(changed)
             return
         if not changed:
@@ -100,7 +105,7 @@ class BatchNormalization(BatchNormalizationBase):
         last = ("moving_mean", "moving_variance")
         rest = [name for name in changed if name not in last]
         first = [getattr(self, name).value.assign(changed[name]).op for name in rest]
-        with tf.control_dependencies(first):
+        with graph.control_dependencies(first):
             self.updates += [getattr(self, name).value.assign(changed[name]).op for name in last]
 
     def get_updates_for(self, inputs: Any) -> list[Any]:
@@ -108,9 +113,16 @@ class BatchNormalization(BatchNormalizationBase):
         return [] if inputs is None else list(self.updates)
 
 
-def _in_graph() -> bool:
-    return not v1.executing_eagerly_outside_functions()
-
-
 def _graph() -> Any:
-    return v1.get_default_graph()
+    """The TensorFlow graph whose update ops somebody has to run; None where assignments just run.
+
+    That is under eager execution, in tf.function, and where Keras keeps what is assigned.
+    """
+    if keras.backend.backend() != "tensorflow" or in_stateless_scope():
+        return None
+    import tensorflow as tf
+
+    graph = tf.compat.v1.get_default_graph()
+    # tf.function orders its side effects; wrap_function, a graph for TensorFlow 1 code, does not
+    ordered = getattr(graph, "_add_control_dependencies", False)
+    return None if tf.executing_eagerly() or ordered else graph

@@ -1,0 +1,1 @@
+"""The feature table of README.md: `python -m benchmarks.features`."""

@@ -1,0 +1,1 @@
+"""One question a file; `benchmarks.cases.QUESTIONS` has their titles."""

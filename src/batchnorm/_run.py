@@ -1,0 +1,156 @@
+"""What a plan says, done: two ways, training and inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from batchnorm._arguments import PARAMETERS, check_vectors
+from batchnorm._axes import View
+from batchnorm._correction import Affine, correct
+from batchnorm._moments import Moments, constant, first_groups, merge_replicas
+from batchnorm._open import open_view, open_whole
+from batchnorm._plan import Plan
+from batchnorm._rows import Rows, State, row_of
+from batchnorm._statistics import next_state
+from batchnorm._weights import combined_weights
+from batchnorm.backends.composite import Case
+
+Tensor = Any
+
+
+def run(
+    ops: Any,
+    plan: Plan,
+    x: Tensor,
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    mask: Tensor | None = None,
+    batch_weights: Tensor | None = None,
+    update_from: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, State]:
+    """What a plan says, of one call's tensors."""
+    if plan.plain and update_from is None:
+        done: tuple[Tensor, State] | None = ops.KERNELS.whole(plan, x, parameters, state)
+        if done is not None:
+            return done
+    check_vectors(ops, plan, parameters, state)
+    given = (parameters, state, mask, batch_weights)
+    if plan.batch:
+        operands = laid_out(ops, plan, plan.view or open_view(ops, plan, x), x, *given)
+        y, measured = train(ops, plan, x, operands)
+    else:
+        y = infer(
+            ops, plan, x, laid_out(ops, plan, plan.whole or open_whole(ops, plan, x), x, *given)
+        )
+    if not plan.update:
+        return y, dict(state)
+    if not plan.batch:
+        operands = laid_out(ops, plan, plan.view or open_view(ops, plan, x), x, *given)
+        measured = measure(ops, plan, x, operands)
+    old = operands.old if update_from is None else operands.old.of(update_from)
+    return y, next_state(ops, plan, old, measured)
+
+
+class Operands(NamedTuple):
+    """What a call was given beside x, laid out as a view says."""
+
+    view: View
+    parameters: Affine
+    old: Rows
+    weights: Tensor | None
+
+
+def laid_out(
+    ops: Any,
+    plan: Plan,
+    view: View,
+    x: Tensor,
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    mask: Tensor | None,
+    batch_weights: Tensor | None,
+) -> Operands:
+    gamma, beta = (
+        row_of(ops, view.row_shape, parameters.get(name), plan.dtype) for name in PARAMETERS
+    )
+    owner, dtype = plan.options.owner, plan.dtype
+    weights = combined_weights(ops, owner, view, x, dtype, mask, batch_weights)
+    return Operands(view, (gamma, beta), Rows(ops, view, state, dtype), weights)
+
+
+def infer(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Tensor:
+    """y with the moving statistics: an affine map on x's own shape."""
+    case = Case(given.view, given.weights, plan.options.epsilon, plan.options.activation)
+    # a program that leaves this process must not need this package's operators there
+    steps = ops.KERNELS if plan.kernels and not plan.traced else ops.COMPOSITE
+    used = Moments(given.old["moving_mean"], None, given.old["moving_variance"], None)
+    return steps.infer(x, case, used, *given.parameters)
+
+
+def measure(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Moments:
+    """The moments of the batch, over all replicas, where something else normalizes."""
+    steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
+    own = steps.moments(x, Case(given.view, given.weights, plan.options.epsilon, None))
+    if plan.replicas is None:
+        return own
+    return merge_replicas(ops, own, _aligned(ops, plan, given.view, own))
+
+
+def train(ops: Any, plan: Plan, x: Tensor, given: Operands) -> tuple[Tensor, Moments]:
+    """y with the batch's own statistics, and these: moments, correct, standardize."""
+    view, parameters, old, weights = given
+    steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
+    values = steps.wide(x)
+    case = Case(view, weights, plan.options.epsilon, None)
+    if plan.way == "at once":
+        by = correct(ops, plan, view, x, old, parameters)
+        case = case._replace(activation=by.activation)
+        y, measured = steps.forward(values, case, by.scale, by.offset)
+        if plan.replicas is not None:  # one: the same numbers, now known to be on all replicas
+            measured = merge_replicas(ops, measured, plan.replicas)
+    else:
+        own = measured = used = steps.moments(values, case)
+        replicas = None
+        if plan.replicas is not None:
+            aligned = _aligned(ops, plan, view, own)
+            measured = merge_replicas(ops, own, aligned)
+            if plan.several:
+                replicas = aligned
+                used = steps.over(own, first_groups(measured, view.groups), replicas)
+        live = None
+        if plan.weighted:
+            live = ~ops.equal(used.count, 0)
+            used = _where_live(ops, live, used, old)
+        by = correct(ops, plan, view, x, old, parameters, constant(ops, used), live)
+        case = case._replace(activation=by.activation)
+        y = steps.standardize(values, case, used, by.scale, by.offset, live, replicas)
+    if by.after is not None:
+        y = _leaving_out(ops, given, values, by.after(y))
+    return ops.cast(y, ops.dtype(x)), measured
+
+
+def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
+    """The replicas; with ghost batches, they tell each other first how many these are."""
+    return plan.replicas if view.groups is None else ops.aligned(plan.replicas, own.mean)
+
+
+def _where_live(ops: Any, live: Tensor, measured: Moments, old: Rows) -> Moments:
+    """What normalizes: the batch's moments, and the moving statistics in groups without values."""
+    assert measured.remainder is not None
+    return Moments(
+        ops.where(live, measured.mean, old["moving_mean"]),
+        ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
+        ops.where(live, measured.variance, old["moving_variance"]),
+        measured.count,
+    )
+
+
+def _leaving_out(ops: Any, given: Operands, x: Tensor, y: Tensor) -> Tensor:
+    """y, constant where a value is excluded and not finite: what follows must not train there."""
+    if given.weights is None:
+        return y
+    values = given.view.apart(ops, x)
+    excluded = ops.equal(given.weights, 0) & ~ops.isfinite(values)
+    excluded = ops.reshape(excluded, ops.shape(x))
+    return ops.where(excluded, ops.stop_gradient(y), y)

@@ -1,0 +1,13 @@
+"""JAX. See `batchnorm.backends` for what a backend is."""
+
+from __future__ import annotations
+
+from batchnorm.backends import composite, fused
+from batchnorm.backends.jax import derivatives, operations
+from batchnorm.backends.jax.operations import *  # noqa: F403
+from batchnorm.backends.jax.place import UNAVAILABLE as UNAVAILABLE
+from batchnorm.backends.jax.place import recomputing, traced, why_not
+from batchnorm.backends.jax.replicas import aligned, all_gather, find_replicas
+
+COMPOSITE = composite.Steps(operations)
+KERNELS = fused.Steps(operations, derivatives)

@@ -1,0 +1,171 @@
+"""The kernels as JAX functions, without derivatives: calls of XLA FFI targets on the CPU.
+
+x is the view `[A, G, B, C, D]`, weights `[A, G or 1, B, 1, D]` with any size 1 instead, per-channel
+vectors `[G, C]` in the statistics' type, count `[G, 1]`; None is absent.
+
+Importing this module registers the targets; it raises `KernelsUnavailable` where there are none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from batchnorm._native.library import KernelsUnavailable, load, path_of
+from batchnorm.backends.jax.meshes import vary, varying, varying_alike
+
+load()  # its symbols are what the handlers call
+try:
+    _handlers = ctypes.CDLL(str(path_of("libbatchnorm_jax")))
+except OSError as error:
+    raise KernelsUnavailable(f"The JAX binding cannot be loaded: {error}.") from error
+for _name in (
+    "moments", "standardize", "forward", "backward", "backward_sums", "backward_input",
+):  # fmt: skip
+    jax.ffi.register_ffi_target(
+        f"batchnorm_{_name}",
+        jax.ffi.pycapsule(getattr(_handlers, f"batchnorm_{_name}")),
+        platform="cpu",
+    )
+
+
+def _statistics_type(x: Array) -> Any:
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+def _absent(x: Array, value: Array | None) -> Array:
+    return jnp.zeros((0,), _statistics_type(x)) if value is None else value
+
+
+def _weights(x: Array, weights: Array | None) -> Array:
+    if weights is None:
+        return jnp.zeros((0, 0, 0, 0), _statistics_type(x))
+    a, g, b, _, d = weights.shape
+    return weights.astype(_statistics_type(x)).reshape(a, g, b, d)
+
+
+def _call(name: str, results: list[Any], operands: list[Array], **attributes: Any) -> Any:
+    """The target's results; x, and what is like it, travels without dimensions of size 1.
+
+    With them, XLA (0.10.2 on the CPU) copies bfloat16 before the call: kernels/bindings/jax.cc.
+    """
+    view = operands[0].shape
+    kept = tuple(size for size in view if size != 1)
+    present = sum(1 << i for i, size in enumerate(view) if size != 1)
+    call = jax.ffi.ffi_call(
+        f"batchnorm_{name}",
+        [one.update(shape=kept) if one.shape == view else one for one in results],
+        vmap_method="sequential",
+    )
+    given = [one.reshape(kept) if one.shape == view else one for one in varying_alike(operands)]
+    out = call(*given, present=present, **attributes)
+    out = [one.reshape(like.shape) for one, like in zip(out, results, strict=True)]
+    axes = frozenset().union(*map(varying, operands))
+    return [vary(one, axes) for one in out] if axes else out
+
+
+def _vectors(x: Array, count: int) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((x.shape[1], x.shape[3]), _statistics_type(x))] * count
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _count(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((x.shape[1], 1), _statistics_type(x))
+
+
+def moments(x: Array, weights: Array | None) -> list[Array]:
+    return _call("moments", [*_vectors(x, 3), _count(x)], [x, _weights(x, weights)])
+
+
+def standardize(
+    x: Array,
+    weights: Array | None,
+    given: Any,
+    epsilon: float,
+    activation: int,
+) -> Array:
+    (y,) = _call(
+        "standardize",
+        [_like(x)],
+        [x, _weights(x, weights), *(_absent(x, one) for one in given)],
+        epsilon=epsilon,
+        activation=activation,
+    )
+    return y
+
+
+def forward(
+    x: Array,
+    weights: Array | None,
+    scale: Array | None,
+    offset: Array | None,
+    epsilon: float,
+    activation: int,
+) -> list[Array]:
+    return _call(
+        "forward",
+        [_like(x), *_vectors(x, 3), _count(x)],
+        [x, _weights(x, weights), _absent(x, scale), _absent(x, offset)],
+        epsilon=epsilon,
+        activation=activation,
+    )
+
+
+def backward(
+    x: Array,
+    dy: Array,
+    weights: Array | None,
+    given: Any,
+    epsilon: float,
+    activation: int,
+    frozen: bool,
+) -> list[Array]:
+    return _call(
+        "backward",
+        [_like(x), *_vectors(x, 2)],
+        [x, dy, _weights(x, weights), *(_absent(x, one) for one in given)],
+        epsilon=epsilon,
+        activation=activation,
+        frozen=frozen,
+    )
+
+
+def backward_sums(
+    x: Array, dy: Array, weights: Array | None, given: Any, epsilon: float, activation: int
+) -> list[Array]:
+    mean, remainder, variance, _, scale, offset, _ = given
+    vectors = (mean, remainder, variance, scale, offset)
+    return _call(
+        "backward_sums",
+        _vectors(x, 2),
+        [x, dy, _weights(x, weights), *(_absent(x, one) for one in vectors)],
+        epsilon=epsilon,
+        activation=activation,
+    )
+
+
+def backward_input(
+    x: Array,
+    dy: Array,
+    weights: Array | None,
+    given: Any,
+    sums: list[Array],
+    epsilon: float,
+    activation: int,
+) -> Array:
+    (dx,) = _call(
+        "backward_input",
+        [_like(x)],
+        [x, dy, _weights(x, weights), *(_absent(x, one) for one in given), *sums],
+        epsilon=epsilon,
+        activation=activation,
+        frozen=False,
+    )
+    return dx

@@ -1,0 +1,123 @@
+"""JAX's array operations under the names that the core asks for; see `batchnorm.backends`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from batchnorm.backends.jax.meshes import explicit
+
+where = jnp.where
+sqrt = jnp.sqrt
+add = jnp.add
+multiply = jnp.multiply
+maximum = jnp.maximum
+minimum = jnp.minimum
+isfinite = jnp.isfinite
+equal = jnp.equal
+all = jnp.all
+ones_like = jnp.ones_like
+zeros_like = jnp.zeros_like
+transpose = jnp.transpose
+broadcast_to = jnp.broadcast_to
+per_channel = broadcast_to  # see `batchnorm.backends`
+concatenate = jnp.concatenate
+stop_gradient = jax.lax.stop_gradient
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, jax.Array)
+
+
+def asarray(value: Any, like: jax.Array) -> jax.Array:
+    return jnp.asarray(value)
+
+
+def dtype(x: Any) -> str:
+    return str(x.dtype)
+
+
+def cast(x: Any, dtype: str) -> jax.Array:
+    return jnp.asarray(x, dtype)
+
+
+def shape(x: Any) -> tuple[Any, ...]:
+    return tuple(x.shape)
+
+
+runtime_shape = shape
+
+
+def reshape(x: jax.Array, shape: Any) -> jax.Array:
+    try:
+        return jnp.reshape(x, shape)
+    except Exception as error:  # JAX (0.10.2) has no public name for it
+        if not explicit(x):
+            raise
+        raise ValueError(
+            f"batch_norm: JAX cannot reshape {jax.typeof(x)} to {tuple(shape)} over the explicit "
+            "axes of a mesh. Call batch_norm in jax.sharding.auto_axes."
+        ) from error
+
+
+row = reshape  # see `batchnorm.backends`
+
+
+def full(shape: Sequence[Any], value: Any, dtype: str, like: jax.Array) -> jax.Array:
+    return jnp.full(shape, value, dtype)
+
+
+def sum(x: jax.Array, axes: Any) -> jax.Array:
+    return jnp.sum(x, axes, keepdims=True)
+
+
+def products(x: jax.Array) -> jax.Array:
+    """Of each row and all behind it."""
+    return jnp.cumprod(x[::-1], 0)[::-1]
+
+
+def indices(x: jax.Array) -> jax.Array:
+    """The numbers of x's rows, `[G, 1]`."""
+    return jnp.arange(x.shape[0], dtype=x.dtype)[:, None]
+
+
+wide_sum = sum  # no float64 without jax_enable_x64
+
+
+def pin(x: jax.Array, dtype: str) -> jax.Array:
+    """x to within an ulp, as a value that compilers cannot see through.
+
+    XLA on the CPU fuses `x - total * (1 / n)` into one multiply-add, which then uses another, more
+    exact shift than the next use of it. Clearing the last bit by integers keeps it one value;
+    `optimization_barrier` does not (it is dropped before the fusion, JAX 0.10.2).
+    """
+    x = jnp.asarray(x, dtype)
+    bits = jax.lax.bitcast_convert_type(x, "int64" if dtype == "float64" else "int32")
+    return jax.lax.bitcast_convert_type(bits & -2, dtype)
+
+
+def concrete(value: Any) -> Any:
+    """The number in a scalar; None where only the compiled program will know it."""
+    return None if isinstance(value, jax.core.Tracer) else value.item()
+
+
+def check(condition: Any, error: type[Exception], message: str, value: jax.Array) -> jax.Array:
+    """value, unless the condition is false: then the error, at run time under jit."""
+
+    def fail_unless(condition: Any) -> None:
+        if not condition:
+            raise error(message)
+
+    if isinstance(condition, jax.core.Tracer):
+        jax.debug.callback(fail_unless, condition)
+    else:
+        fail_unless(condition)
+    return value
+
+
+def cond(predicate: jax.Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """What `yes` or `no` returns; one of them runs."""
+    return jax.lax.cond(predicate, yes, no)

@@ -1,0 +1,13 @@
+"""TensorFlow. See `batchnorm.backends` for what a backend is."""
+
+from __future__ import annotations
+
+from batchnorm.backends import composite, fused
+from batchnorm.backends.tensorflow import derivatives, operations
+from batchnorm.backends.tensorflow.operations import *  # noqa: F403
+from batchnorm.backends.tensorflow.place import UNAVAILABLE as UNAVAILABLE
+from batchnorm.backends.tensorflow.place import recomputing, traced, why_not
+from batchnorm.backends.tensorflow.replicas import aligned, all_gather, find_replicas
+
+COMPOSITE = composite.Steps(operations)
+KERNELS = fused.Steps(operations, derivatives)

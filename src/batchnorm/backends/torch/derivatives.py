@@ -1,0 +1,279 @@
+"""The kernels with their derivatives, in the form that serves whoever looks on.
+
+compiled, traced, profiled     operators of torch.library
+under torch.func               autograd.Functions that have a vmap rule
+else                           past torch's dispatcher, which takes longer than a small tensor
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from batchnorm._moments import Moments
+from batchnorm.backends.fused import Sizes, Vectors, recomputed
+from batchnorm.backends.torch import operations
+from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
+from batchnorm.backends.torch.replicas import Replicas, all_reduce
+
+if UNAVAILABLE is None:
+    from batchnorm.backends.torch.kernels import kernels, one_by_one
+    from batchnorm.backends.torch.kernels import remember as kernels_remember
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """What the derivative of `standardize` needs: x and vectors, nothing else of x's size."""
+    x, ctx.sizes, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    if ctx.frozen:  # moving statistics: a layer may update them in place before the backward pass
+        given[0], given[2] = given[0].clone(), given[2].clone()
+    ctx.save_for_backward(x, weights, *given)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, ctx.sizes, weights, scale, offset, ctx.epsilon, ctx.activation = inputs
+    _, *measured = output
+    ctx.frozen = False
+    ctx.save_for_backward(x, weights, *measured, scale, offset, None)
+    ctx.mark_non_differentiable(*measured)
+    ctx.set_materialize_grads(False)
+
+
+def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    x, weights, *given = ctx.saved_tensors
+    # torch.autograd.grad(is_grads_batched=True): tensors without memory, which no mode tells of
+    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+    backward = torch.ops.batchnorm.backward if batched else functools.partial(run, "backward")
+    dx, sum_dy, sum_dy_xh = backward(
+        x, ctx.sizes, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen
+    )
+    *_, scale, offset, _ = given
+    return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
+
+
+def _standardize_derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    dx, d_scale, d_offset = _derivative(ctx, dy)
+    return dx, None, None, None, None, None, None, d_scale, d_offset, None, None, None, None
+
+
+def _forward_derivative(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if dy is None:
+        return (None,) * 7
+    dx, d_scale, d_offset = _derivative(ctx, dy)
+    return dx, None, None, d_scale, d_offset, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, ctx.sizes, dy, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    ctx.save_for_backward(x, dy, weights, *given)
+
+
+def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+    """The derivative of `backward`, by differentiating the composite path twice."""
+    x, dy, weights, *vectors_ = ctx.saved_tensors
+    sizes, given = ctx.sizes, Vectors(*vectors_)
+    absent = (given.scale is None, given.offset is None)
+    ones = torch.ones_like(given.mean)
+    scale = ones if given.scale is None else given.scale
+    offset = torch.zeros_like(ones) if given.offset is None else given.offset
+
+    def gradients(
+        x: torch.Tensor, dy: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        def y_of(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+            full = given._replace(scale=scale, offset=offset)
+            return recomputed(
+                operations, x, sizes, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
+            )
+
+        dx, sum_dy_xh, sum_dy = torch.func.vjp(y_of, x, scale, offset)[1](dy)
+        return dx, sum_dy, sum_dy_xh
+
+    values, pull = torch.func.vjp(gradients, x, dy, scale, offset)
+    d_x, d_dy, d_scale, d_offset = pull(
+        tuple(
+            torch.zeros_like(v) if u is None else u for u, v in zip(upstream, values, strict=True)
+        )
+    )
+    d_scale, d_offset = (
+        None if missing else grad for missing, grad in zip(absent, (d_scale, d_offset), strict=True)
+    )
+    return d_x, None, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
+
+
+_RULES = {
+    "standardize": (_standardize_derivative, _save),
+    "forward": (_forward_derivative, _save_forward),
+    "backward": (_second_derivative, _save_backward),
+}
+if UNAVAILABLE is None:
+    for _name, (_rule, _setup) in _RULES.items():
+        torch.library.register_autograd(f"batchnorm::{_name}", _rule, setup_context=_setup)
+
+
+def moments(x: torch.Tensor, sizes: Sizes, weights: torch.Tensor | None) -> Any:
+    """Mean, remainder, variance and count: constants, whose derivative `standardize` has."""
+    return run("moments", x.detach(), sizes, weights)
+
+
+def forward(
+    x: torch.Tensor,
+    sizes: Sizes,
+    weights: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    epsilon: float,
+    activation: int,
+) -> Any:
+    """y, then what `moments` returns."""
+    return run("forward", x, sizes, weights, scale, offset, epsilon, activation)
+
+
+def standardize(
+    x: torch.Tensor,
+    sizes: Sizes,
+    weights: torch.Tensor | None,
+    given: Vectors,
+    epsilon: float,
+    activation: int,
+    frozen: bool,
+    replicas: Replicas | None,
+) -> torch.Tensor:
+    """y; with `replicas`, the moments came from x on all of them."""
+    operands = (x, sizes, weights, *given, epsilon, activation)
+    if replicas is not None:
+        return StandardizeOver.apply(replicas, *operands)
+    return run("standardize", *operands, frozen)
+
+
+def remember(
+    state: Mapping[str, torch.Tensor],
+    measured: Moments,
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> dict[str, torch.Tensor] | None:
+    """The plain moving averages after a step, by one kernel; None where it does not hold them."""
+    if torch.compiler.is_compiling() or observed():
+        return None
+    for one in (*state.values(), *measured):
+        if type(one) not in PLAIN or not one.is_cpu or one.is_neg():
+            return None
+    return kernels_remember(state, measured, momentum, unbiased, propagate)
+
+
+class StandardizeOver(torch.autograd.Function):
+    """`standardize` with the moments of all replicas: its derivative adds two vectors over them."""
+
+    @staticmethod
+    def forward(ctx: Any, replicas: Replicas, *operands: Any) -> torch.Tensor:
+        x, ctx.sizes, *kept, ctx.epsilon, ctx.activation = operands
+        ctx.replicas = replicas
+        ctx.save_for_backward(x, *kept)
+        return torch.ops.batchnorm.standardize(*operands, False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+        x, weights, *vectors_ = ctx.saved_tensors
+        given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
+        operands = (x, ctx.sizes, dy, weights)
+        # create_graph: derivatives of this one are wanted
+        derivative = _exact_derivative if torch.is_grad_enabled() else _derivative_over
+        dx, d_scale, d_offset = derivative(ctx.replicas, *operands, given, how)
+        return None, dx, None, None, None, None, None, None, d_scale, d_offset, None, None, None
+
+
+def _derivative_over(
+    replicas: Replicas,
+    x: torch.Tensor,
+    sizes: Sizes,
+    dy: torch.Tensor,
+    weights: torch.Tensor | None,
+    given: Vectors,
+    how: tuple[float, int],
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    mean, remainder, variance, count, scale, offset, live = given
+    where = (x, sizes, dy, weights, mean, remainder, variance)
+    sum_dy, sum_dy_xh = torch.ops.batchnorm.backward_sums(*where, scale, offset, *how)
+    rows = [one.view(mean.shape) for one in (sum_dy, sum_dy_xh)]
+    both = all_reduce(torch.cat(rows, 1), replicas)
+    sums = (half.contiguous() for half in both.chunk(2, 1))
+    dx = torch.ops.batchnorm.backward_input(*where, count, scale, offset, live, *sums, *how)
+    return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
+
+
+def _exact_derivative(
+    replicas: Replicas,
+    x: torch.Tensor,
+    sizes: Sizes,
+    dy: torch.Tensor,
+    weights: torch.Tensor | None,
+    given: Vectors,
+    how: tuple[float, int],
+) -> tuple[torch.Tensor | None, ...]:
+    """The same with all its derivatives, through the composite path."""
+    y = recomputed(operations, x, sizes, weights, given, *how, False, replicas)
+    wanted = {0: x, 1: given.scale, 2: given.offset}
+    wanted = {i: one for i, one in wanted.items() if one is not None and one.requires_grad}
+    found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
+    gradients = dict(zip(wanted, found, strict=True))
+    return gradients.get(0), gradients.get(1), gradients.get(2)
+
+
+def run(name: str, *operands: Any) -> Any:
+    """Runs an operator of the kernels."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.batchnorm, name)(*operands)
+    if observed():
+        transformed = name in _RULES and torch._C._are_functorch_transforms_active()
+        seen = _function(name).apply if transformed else getattr(torch.ops.batchnorm, name)
+        return seen(*operands)
+    attached = False
+    for one in operands:
+        if isinstance(one, torch.Tensor):
+            if type(one) not in PLAIN:  # subclasses of Tensor want the dispatcher
+                return getattr(torch.ops.batchnorm, name)(*operands)
+            attached = attached or one.requires_grad
+    if attached and torch.is_grad_enabled():
+        return _past_dispatcher(name).apply(*operands)
+    return kernels[name](*operands)
+
+
+@functools.cache
+def _past_dispatcher(name: str) -> Any:
+    """The kernel as an autograd.Function of the plain form; the other one inspects signatures."""
+    rule, setup = _RULES[name]
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *operands: Any) -> Any:
+            output = kernels[name](*operands)
+            setup(ctx, operands, output)
+            return output
+
+        backward = staticmethod(rule)
+
+    return Function
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    """The operator as an autograd.Function: torch.func knows no other custom derivatives.
+
+    (torch 2.13: what `register_autograd` makes has no `setup_context`.)
+    """
+    dispatched = getattr(torch.ops.batchnorm, name)
+    rule, setup = _RULES[name]
+
+    class Function(torch.autograd.Function):
+        forward = staticmethod(lambda *operands: dispatched(*operands))
+        setup_context = staticmethod(setup)
+        backward = staticmethod(rule)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *operands: Any) -> Any:
+            return one_by_one(functools.partial(run, name))(info, in_dims, *operands)
+
+    return Function

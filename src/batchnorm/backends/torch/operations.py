@@ -1,0 +1,134 @@
+"""PyTorch's array operations under the names that the core asks for; see `batchnorm.backends`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+where = torch.where
+sqrt = torch.sqrt
+add = torch.add
+multiply = torch.mul
+isfinite = torch.isfinite
+equal = torch.eq
+all = torch.all
+ones_like = torch.ones_like
+zeros_like = torch.zeros_like
+transpose = torch.permute
+concatenate = torch.cat
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def asarray(value: Any, like: torch.Tensor) -> torch.Tensor:
+    if like.is_cpu and isinstance(value, (np.ndarray, np.generic)):
+        return torch.from_numpy(np.asarray(value))  # a third of as_tensor's time
+    return torch.as_tensor(value, device=like.device)
+
+
+_NAMES = {
+    one: str(one).removeprefix("torch.") for one in vars(torch).values() if type(one) is torch.dtype
+}
+
+
+def dtype(x: torch.Tensor) -> str:
+    return _NAMES[x.dtype]
+
+
+def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
+    wanted = getattr(torch, dtype)
+    return x if x.dtype is wanted else x.to(wanted)
+
+
+def reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    return x if x.shape == tuple(shape) else x.reshape(shape)
+
+
+def broadcast_to(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    return x if x.shape == tuple(shape) else torch.broadcast_to(x, shape)
+
+
+def row(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    """x as `[R, C]`; `(C,)` broadcasts like `[1, C]` as it stands, and has no reshape to undo."""
+    return x if x.dim() == 1 and shape[0] == 1 else reshape(x, shape)
+
+
+def per_channel(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    """x as the kernels take it: as many elements as `shape`, contiguous."""
+    rows, columns = shape
+    return (x if x.numel() == rows * columns else x.expand(shape)).contiguous()
+
+
+def shape(x: torch.Tensor) -> tuple[Any, ...]:
+    return x.shape
+
+
+runtime_shape = shape
+
+
+def full(shape: Sequence[Any], value: Any, dtype: str, like: torch.Tensor) -> torch.Tensor:
+    return torch.full(shape, value, dtype=getattr(torch, dtype), device=like.device)
+
+
+def maximum(x: torch.Tensor, y: Any) -> torch.Tensor:
+    return torch.clamp(x, min=y)
+
+
+def minimum(x: torch.Tensor, y: Any) -> torch.Tensor:
+    return torch.clamp(x, max=y)
+
+
+def stop_gradient(x: torch.Tensor) -> torch.Tensor:
+    return x.detach()
+
+
+def sum(x: torch.Tensor, axes: Any) -> torch.Tensor:
+    # over no dimensions at all torch adds up everything
+    return x if axes == () else torch.sum(x, axes, keepdim=True)
+
+
+def products(x: torch.Tensor) -> torch.Tensor:
+    """Of each row and all behind it."""
+    return torch.cumprod(x.flip(0), 0).flip(0)
+
+
+def indices(x: torch.Tensor) -> torch.Tensor:
+    """The numbers of x's rows, `[G, 1]`."""
+    return torch.arange(len(x), dtype=x.dtype, device=x.device)[:, None]
+
+
+wide_sum = sum  # torch adds in cascades: float32 is close enough for a shift
+
+
+def pin(x: torch.Tensor, dtype: str) -> torch.Tensor:
+    return cast(x, dtype)
+
+
+def concrete(value: Any) -> Any:
+    """The number in a scalar; None where only the compiled program will know it."""
+    return None if torch.compiler.is_compiling() and is_tensor(value) else value.item()
+
+
+def check(condition: Any, error: type[Exception], message: str, value: Any) -> Any:
+    """value, unless the condition is false: then the error (RuntimeError where compiled)."""
+    if torch.compiler.is_compiling():
+        # Inductor (torch 2.13) pastes the message into a C++ string literal as it stands
+        torch._assert_async(condition, message.replace('"', "'"))
+    elif not condition:
+        raise error(message)
+    return value
+
+
+def cond(predicate: torch.Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """What `yes` or `no` returns. Only a compiled program meets this: it computes both.
+
+    (torch 2.13: `torch.cond` has no derivative under `fullgraph`, and takes no closures.)
+    """
+    return torch.utils._pytree.tree_map(
+        lambda one, other: one if one is other else torch.where(predicate, one, other), yes(), no()
+    )

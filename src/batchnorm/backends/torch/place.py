@@ -1,0 +1,45 @@
+"""Who is calling PyTorch's side, and where: what decides whether the kernels may run."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+from batchnorm.backends.loading import load_operators
+
+UNAVAILABLE = load_operators("torch")
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def why_not(x: torch.Tensor) -> str | None:
+    """Why x cannot take the fused path, in a sentence; None where it can."""
+    if UNAVAILABLE is not None:
+        return UNAVAILABLE
+    if not x.is_cpu:
+        return f"The native kernels run on the CPU; the input is on {x.device}."
+    if forward_ad._current_level >= 0:  # torch.func.jvp, or a level of forward_ad
+        return "The native kernels have no forward-mode derivative."
+    return None
+
+
+def traced(x: torch.Tensor) -> bool:
+    """Whether what is called now becomes a program that may run elsewhere."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def observed() -> bool:
+    """Whether someone must see every operation: a transformation, a tracer, the profiler."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is running: then `torch.utils.checkpoint` is calling again.
+
+    Its second call would update moving statistics twice (pytorch/pytorch#96136).
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

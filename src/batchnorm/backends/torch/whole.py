@@ -1,0 +1,258 @@
+"""A plain call in one go, for small tensors: there each look at a tensor costs as much as a kernel.
+
+It computes what the steps compute, by the same kernels, and takes nothing but plain tensors in
+plain memory that nobody watches; all others take the steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from batchnorm._native.library import check
+from batchnorm.backends.fused import ACTIVATIONS
+from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
+
+if UNAVAILABLE is None:
+    from batchnorm.backends.torch.call import CODES, HUGE, kernels
+    from batchnorm.backends.torch.derivatives import run
+
+State = dict[str, torch.Tensor]
+_OF_STATE = {"moving_mean", "moving_variance", "skipped_updates", "num_updates"}
+
+
+class Ready:
+    """What the calls of a plan have in common, as the kernels take it."""
+
+    def __init__(self, plan: Any) -> None:
+        options, view = plan.options, plan.view
+        self.sizes = view.canonical
+        self.c_sizes = (ctypes.c_int64 * 5)(*view.canonical)
+        self.rows = view.row_shape
+        self.length = self.rows[0] * self.rows[1]
+        self.statistics = getattr(torch, plan.dtype)
+        self.code = CODES[self.statistics]
+        self.epsilon, self.activation = options.epsilon, ACTIVATIONS[options.activation]
+        self.how = (
+            options.momentum,
+            options.unbiased_moving_variance,
+            options.on_nonfinite == "propagate",
+        )
+
+    def holds(self, vector: Any) -> bool:
+        """Whether a vector lies as the kernels read it."""
+        return (
+            type(vector) in PLAIN
+            and vector.dtype is self.statistics
+            and vector.numel() == self.length
+            and vector.is_contiguous()
+            and vector.is_cpu
+            and not vector.is_neg()
+        )
+
+
+def whole(
+    plan: Any, x: torch.Tensor, parameters: Mapping[str, Any], state: Mapping[str, Any]
+) -> tuple[torch.Tensor, State] | None:
+    """What the steps return; None where they must be taken."""
+    if type(x) not in PLAIN or not x.is_contiguous() or x.is_neg() or observed():
+        return None
+    ready = plan.ready.get("torch")
+    if ready is None:
+        ready = plan.ready["torch"] = Ready(plan)
+    gamma, beta = parameters.get("gamma"), parameters.get("beta")
+    mean, variance = state.get("moving_mean"), state.get("moving_variance")
+    for vector in (gamma, beta):
+        if vector is not None and not ready.holds(vector):
+            return None
+    if (
+        not (ready.holds(mean) and ready.holds(variance))
+        or len(parameters) != (gamma is not None) + (beta is not None)
+        or not state.keys() <= _OF_STATE  # others have a shape that must be right
+    ):
+        return None
+    assert mean is not None
+    assert variance is not None
+    learns = torch.is_grad_enabled() and (
+        x.requires_grad
+        or (gamma is not None and gamma.requires_grad)
+        or (beta is not None and beta.requires_grad)
+    )
+    if not plan.batch:
+        if learns:
+            return None
+        return _infer(ready, x, gamma, beta, mean, variance), dict(state)
+    skipped, number = state.get("skipped_updates"), state.get("num_updates")
+    if skipped is not None and (
+        skipped.dtype is not torch.int32
+        or skipped.numel() != ready.length
+        or not skipped.is_contiguous()
+    ):
+        return None
+    if learns:
+        y, moments = _Forward.apply(ready, x, gamma, beta)
+    else:
+        y, moments = _forward(ready, x, gamma, beta)
+    if not plan.update:
+        return y, dict(state)
+    new = dict(state)
+    new["moving_mean"], new["moving_variance"] = torch.empty_like(mean), torch.empty_like(variance)
+    old_skipped = new_skipped = None
+    if skipped is not None:
+        new["skipped_updates"] = torch.empty_like(skipped)
+        old_skipped, new_skipped = skipped.data_ptr(), new["skipped_updates"].data_ptr()
+    code = kernels.bn_remember(
+        ready.code,
+        *ready.rows,
+        *_pointers(ready, moments),
+        *ready.how,
+        mean.data_ptr(),
+        variance.data_ptr(),
+        old_skipped,
+        new["moving_mean"].data_ptr(),
+        new["moving_variance"].data_ptr(),
+        new_skipped,
+    )
+    check(kernels, code)
+    if number is not None:
+        new["num_updates"] = number + 1
+    return y, new
+
+
+def _pointers(ready: Ready, moments: torch.Tensor) -> tuple[int, int, int, int]:
+    """Mean, remainder, variance and count in the one tensor that holds them."""
+    at, step = moments.data_ptr(), ready.length * moments.element_size()
+    return at, at + step, at + 2 * step, at + 3 * step
+
+
+def _fresh(x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    if out.nbytes >= HUGE:
+        kernels.bn_advise_huge(out.data_ptr(), out.nbytes)
+    return out
+
+
+def _pointer(vector: torch.Tensor | None) -> int | None:
+    return None if vector is None else vector.data_ptr()
+
+
+def _infer(ready: Ready, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any) -> torch.Tensor:
+    y = _fresh(x)
+    code = kernels.bn_standardize(
+        CODES[x.dtype],
+        ready.c_sizes,
+        x.data_ptr(),
+        None,
+        None,
+        mean.data_ptr(),
+        None,
+        variance.data_ptr(),
+        ready.epsilon,
+        _pointer(gamma),
+        _pointer(beta),
+        ready.activation,
+        y.data_ptr(),
+    )
+    check(kernels, code)
+    return y
+
+
+def _forward(ready: Ready, x: Any, gamma: Any, beta: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    y = _fresh(x)
+    moments = torch.empty(3 * ready.length + ready.rows[0], dtype=ready.statistics)
+    code = kernels.bn_forward(
+        CODES[x.dtype],
+        ready.c_sizes,
+        x.data_ptr(),
+        None,
+        None,
+        ready.epsilon,
+        _pointer(gamma),
+        _pointer(beta),
+        ready.activation,
+        *_pointers(ready, moments),
+        y.data_ptr(),
+    )
+    check(kernels, code)
+    return y, moments
+
+
+class _Forward(torch.autograd.Function):
+    """y and the moments; the derivative is that of the operator `forward`."""
+
+    @staticmethod
+    def forward(ctx: Any, ready: Ready, x: Any, gamma: Any, beta: Any) -> Any:
+        y, moments = _forward(ready, x, gamma, beta)
+        ctx.ready = ready
+        ctx.save_for_backward(x, gamma, beta, moments)
+        ctx.mark_non_differentiable(moments)
+        ctx.set_materialize_grads(False)
+        return y, moments
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, _: Any) -> Any:
+        if dy is None:
+            return None, None, None, None
+        ready = ctx.ready
+        x, gamma, beta, moments = ctx.saved_tensors
+        if (
+            torch.is_grad_enabled()  # a derivative of this one is wanted
+            or type(dy) not in PLAIN
+            or dy.dtype is not x.dtype
+            or not dy.is_contiguous()
+            or dy.is_neg()
+            or observed()
+            or torch._C._functorch.is_legacy_batchedtensor(dy)
+        ):
+            return None, *_by_operator(ready, x, dy, gamma, beta, moments)
+        dx = _fresh(x)
+        sum_dy, sum_dy_xh = (
+            torch.empty(ready.length, dtype=ready.statistics)
+            if one is None
+            else torch.empty_like(one)
+            for one in (beta, gamma)
+        )
+        mean, remainder, variance, count = _pointers(ready, moments)
+        code = kernels.bn_backward(
+            CODES[x.dtype],
+            ready.c_sizes,
+            x.data_ptr(),
+            dy.data_ptr(),
+            None,
+            None,
+            count,
+            mean,
+            remainder,
+            variance,
+            ready.epsilon,
+            _pointer(gamma),
+            _pointer(beta),
+            ready.activation,
+            None,
+            False,
+            sum_dy.data_ptr(),
+            sum_dy_xh.data_ptr(),
+            dx.data_ptr(),
+        )
+        check(kernels, code)
+        return None, dx, None if gamma is None else sum_dy_xh, None if beta is None else sum_dy
+
+
+def _by_operator(ready: Ready, x: Any, dy: Any, gamma: Any, beta: Any, moments: Any) -> Any:
+    """The gradients by an operator that has derivatives of its own."""
+    n = ready.length
+    mean, remainder, variance = (moments[i * n : (i + 1) * n].view(ready.rows) for i in range(3))
+    count = moments[3 * n :].view(-1, 1)
+    rows = (None if one is None else one.reshape(ready.rows) for one in (gamma, beta))
+    vectors = (mean, remainder, variance, count, *rows, None)
+    how = (ready.epsilon, ready.activation, False)
+    operands = (x, ready.sizes, dy, None, *vectors, *how)
+    if torch._C._functorch.is_legacy_batchedtensor(dy):
+        dx, sum_dy, sum_dy_xh = torch.ops.batchnorm.backward(*operands)
+    else:
+        dx, sum_dy, sum_dy_xh = run("backward", *operands)
+    d_gamma = None if gamma is None else sum_dy_xh.reshape(gamma.shape)
+    return dx, d_gamma, None if beta is None else sum_dy.reshape(beta.shape)
