@@ -18,6 +18,7 @@ from batchnorm._statistics import state_names
 from batchnorm._types import GhostOrder, OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
 from batchnorm.backends import backend_of, why_not
 from batchnorm.keras import variables
+from batchnorm.keras.inputs import flat, mask_of
 from batchnorm.keras.keywords import LayerKeywords
 from batchnorm.keras.options import (
     SAVED,
@@ -157,6 +158,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.moving_mean: keras.Variable | None = None
         self.moving_variance: keras.Variable | None = None
         self._states = States()
+        self._counters = variables.Counters(self)
         self._kept = SimpleNamespace(key=None, options=None)  # Keras would track a tuple
         options = self._options()
         if options.fused and (reason := why_not(keras.backend.backend())):
@@ -267,9 +269,6 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
     ) -> Any:
         """`call`, with a transformation such as `keras.remat` around what is pure in it."""
         options = self._options()
-        if mask is None:  # Keras passes it on only where no other argument is a tensor
-            mask = getattr(inputs, "_keras_mask", None)
-        inputs = keras.ops.cast(inputs, self.compute_dtype)
         parameters = {
             name: variable.value
             for name, variable in (("gamma", self.gamma), ("beta", self.beta))
@@ -277,25 +276,26 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         }
         names = (*state_names(options), *variables.COUNTERS)
         state = {name: getattr(self, name).value for name in names}
-        ops = backend_of(inputs)
+        ops = backend_of(state["moving_mean"])
         training = resolve_training(ops, self._training(training), options.owner)
+        mask = mask_of(options, inputs, training, mask)
+        given = flat(options, inputs, mask, batch_weights)
         recomputing = ops.recomputing()
         state = self._states.of_this_call(options, training, state, recomputing)
-        update_from = self._update_from(names)
+        weights, update_from = (given.mask, given.batch_weights), self._update_from(names)
 
-        def function(inputs: Any, *vectors: Any) -> tuple[Any, dict[str, Any]]:
-            given = dict(zip(parameters, vectors, strict=True))
-            outputs, new = normalize(
-                options, inputs, given, state, training, mask, batch_weights, update_from
-            )
-            return outputs, {name: new[name] for name in names if new[name] is not state[name]}
+        def function(x: Any, *vectors: Any) -> tuple[Any, dict[str, Any]]:
+            own = dict(zip(parameters, vectors, strict=True))
+            y, new = normalize(given.options, x, own, state, training, *weights, update_from)
+            return y, {name: new[name] for name in names if new[name] is not state[name]}
 
-        outputs, changed = transform(function)(inputs, *parameters.values())
+        x = keras.ops.cast(given.inputs, self.compute_dtype)
+        outputs, changed = transform(function)(x, *parameters.values())
         if not recomputing:
             self._assign(changed)
         if options.activation is None and self.activation is not keras.activations.linear:
             outputs = self.activation(outputs)
-        return outputs
+        return given.restored(outputs)
 
     def _training(self, training: Any) -> Any:
         """Whether this call trains: never where the layer is frozen, in V2."""
