@@ -87,9 +87,7 @@ def test_the_same_call_is_planned_once(engine: engines.Engine) -> None:
 def test_a_plan_belongs_to_one_framework() -> None:
     """The same options and shape on all of them: what is kept for one serves no other."""
     options = Options()
-    found = [
-        plan(one.ops, options, one.tensor(X), True, False) for one in engines.ENGINES.values()
-    ]
+    found = [plan(one.ops, options, one.tensor(X), True, False) for one in engines.ENGINES.values()]
     assert len({id(one) for one in found}) == len(found)
     for one in engines.ENGINES.values():
         x = one.tensor(X)

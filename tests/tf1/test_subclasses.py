@@ -99,7 +99,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=["-".join(one) or "plain" for one in OPTIONS])
 @pytest.mark.parametrize(("derive", "training"), [(averaged, True), (summed, "placeholder")])
 def test_a_subclass_trains_as_its_twin_of_the_original(derive, options, training):
     if training == "placeholder" and "virtual_batch_size" in options:

@@ -237,11 +237,12 @@ def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results
         if attached is not None and (mask is None or mask is attached):
             mask = _over_the_first(attached, len(x.shape))
 
-        def proceed(mean: Any = None, variance: Any = None, training: bool | None = None) -> Any:
+        def proceed(mean: Any = None, variance: Any = None, training: bool = False) -> Any:
             if mean is not None:
                 norm.set_device_statistics(mean, variance)
-            extra = {} if training is None else {"training": training}
-            return original(*args, **{**kwargs, **extra})
+            if training:
+                return norm.in_training(original, args, kwargs)
+            return original(*args, **kwargs)
 
         outputs, result = visit(Call(norm, x, mask, weights, proceed, given.get(str(index))))
         results.setdefault(str(index), []).append(result)
