@@ -23,7 +23,15 @@ from batchnorm._plan import plan, statistics_type
 from batchnorm._rows import State
 from batchnorm._run import run
 from batchnorm._statistics import initial_value, state_names
-from batchnorm._types import GhostOrder, OnNonfinite, Statistics, T, UpdateStatistics, ZeroDebias
+from batchnorm._types import (
+    Activation,
+    GhostOrder,
+    OnNonfinite,
+    Statistics,
+    T,
+    UpdateStatistics,
+    ZeroDebias,
+)
 from batchnorm.backends import backend_of
 
 Tensor = Any
@@ -32,7 +40,7 @@ Tensor = Any
 def batch_norm(
     x: T,
     parameters: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None = None,
     *,
     training: bool | Tensor = False,
     mask: Tensor | None = None,
@@ -54,6 +62,7 @@ def batch_norm(
     on_nonfinite: OnNonfinite = "skip",
     zero_debias: ZeroDebias = False,
     ghost_order: GhostOrder = "strided",
+    activation: Activation = None,
 ) -> tuple[T, State]:
     """Normalizes x and returns it with the next state; nothing is changed in place.
 
@@ -72,7 +81,8 @@ def batch_norm(
 
     Args:
         parameters: `gamma` and `beta`; either may be missing.
-        state: what `batchnorm.init` returned, or a previous call. See `batchnorm._statistics`.
+        state: what `batchnorm.init` returned, or a previous call. See `batchnorm._statistics`. Not
+            needed with `statistics="batch", update_statistics=False`, unless for renorm.
         training: a bool, 0 or 1, or a boolean scalar tensor.
         mask: False excludes a position from the statistics; it is still normalized. Excluded
             values may be NaN: their output is `offset`.
@@ -110,12 +120,14 @@ def batch_norm(
             it alone, "propagate" writes it, "raise" raises.
         zero_debias: "mean" (or True) removes the initial value from the moving mean, "both" from
             the variance too.
+        activation: None or "relu", applied to y. It runs inside the kernels, which keep nothing for
+            its gradient.
 
     Returns:
         y, of x's shape and type, and the new state with the keys of `state`.
 
     Edge cases: a channel without values (empty batch, all masked, weights of total 0) is
-    normalized with its moving statistics and keeps its state.
+    normalized with its moving statistics (0 and 1 without a state) and keeps its state.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be.
@@ -124,7 +136,8 @@ def batch_norm(
     References: Ioffe & Szegedy 2015, algorithms 1 and 2; Ioffe 2017, algorithm 1 (renorm);
     Hoffer, Hubara & Soudry 2017, algorithm 1 (ghost batches).
     """
-    ops = backend_of(x)
+    state = {} if state is None else state
+    ops = backend_of(x, parameters, state)
     options = _options(
         ops.traced(x),
         axis,
@@ -144,6 +157,7 @@ def batch_norm(
         update_statistics,
         on_nonfinite,
         zero_debias,
+        activation,
     )
     return normalize(options, x, parameters, state, training, mask, batch_weights, ops=ops)
 

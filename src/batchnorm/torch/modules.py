@@ -181,7 +181,7 @@ class Modes(Remembering):
         batch_weights: torch.Tensor | None,
     ) -> torch.Tensor:
         recomputing = backend_of(x).recomputing()
-        buffers = state = self.state_of(x)
+        buffers = state = self.state_of()
         if update and (options.renorm or options.statistics == "moving"):
             state = self._as_it_was(state, recomputing)
         if options.renorm_remembers:  # it follows from the variance
