@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from batchnorm import _axes
-from batchnorm._arguments import resolve_training
+from batchnorm._arguments import check_residual, resolve_training
 from batchnorm._chunks import filled_up
 from batchnorm._open import by_training
 from batchnorm._options import Options
@@ -33,6 +33,7 @@ from batchnorm._types import (
     ZeroDebias,
 )
 from batchnorm.backends import backend_of
+from batchnorm.backends.composite import activated
 
 Tensor = Any
 
@@ -45,6 +46,7 @@ def batch_norm(
     training: bool | Tensor = False,
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
+    residual: T | None = None,
     axis: int | Sequence[int] = -1,
     momentum: float | Tensor | None = 0.99,
     epsilon: float = 1e-3,
@@ -87,6 +89,7 @@ def batch_norm(
         mask: False excludes a position from the statistics; it is still normalized. Excluded
             values may be NaN: their output is `offset`.
         batch_weights: weight 2 counts like the same value twice. Multiplied with `mask`.
+        residual: of x's shape and type; y = activation(batch_norm(x) + residual).
         axis: the dimension or dimensions that keep their own statistics.
         momentum: the share of the old moving statistics that a step keeps, in [0, 1]. None: the
             average over all updates so far, by `num_updates` of the state.
@@ -159,7 +162,8 @@ def batch_norm(
         zero_debias,
         activation,
     )
-    return normalize(options, x, parameters, state, training, mask, batch_weights, ops=ops)
+    given = (x, parameters, state, training, mask, batch_weights)
+    return normalize(options, *given, residual=residual, ops=ops)
 
 
 def _options(traced: bool, *given: Any) -> Options:
@@ -231,6 +235,7 @@ def normalize(
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
     update_from: Mapping[str, Tensor] | None = None,
+    residual: Tensor | None = None,
     ops: Any = None,
 ) -> tuple[Tensor, State]:
     """`batch_norm` with options that were checked before, which is what layers call: plan, run.
@@ -242,6 +247,11 @@ def normalize(
     """
     ops = ops or backend_of(x)
     training = resolve_training(ops, training, options.owner)
+    if residual is not None:
+        check_residual(ops, options.owner, x, residual)
+        given = (x, parameters, state, training, mask, batch_weights, update_from)
+        y, new = normalize(options.without_activation, *given, ops=ops)
+        return activated(ops, y + residual, options.activation), new
     weighted = mask is not None or batch_weights is not None
 
     def way(training: bool, x: Tensor) -> tuple[Tensor, State]:

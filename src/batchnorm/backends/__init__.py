@@ -15,7 +15,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 PROTOCOL = (
     # the big steps, in array operations and by the kernels: `composite.Steps`, `fused.Steps`
@@ -51,9 +51,10 @@ def backend_of(x: Any, *beside: Mapping[str, Any]) -> ModuleType:
     Raises:
         TypeError: x is not a tensor of a supported framework.
     """
-    found = _found(x)
-    if found is not None:
-        return found
+    return _found(x) or _refuse(x, *beside)
+
+
+def _refuse(x: Any, *beside: Mapping[str, Any]) -> NoReturn:
     kind = f"{type(x).__module__}.{type(x).__qualname__}"
     raise TypeError(
         f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+from keras.src.backend.common.masking import get_keras_mask  # no public name (3.15)
 
 from batchnorm import _axes
 from batchnorm._options import Options
@@ -24,10 +25,12 @@ def mask_of(options: Options, inputs: Tensor, training: Any, mask: Tensor | None
     Raises:
         ValueError: it covers a dimension of `axis` where statistics are taken.
     """
-    # Keras passes it on as `mask` too, but only where no other argument is a tensor.
-    attached = getattr(inputs, "_keras_mask", None)
-    if attached is None or (mask is not None and mask is not attached):
+    attached = get_keras_mask(inputs)
+    # Keras passes it on as `mask` too, where no other argument is a tensor; a functional model
+    # passes one that it computed once more.
+    if attached is None or (mask is not None and tuple(mask.shape) != tuple(attached.shape)):
         return mask
+    attached = attached if mask is None else mask
     known = (training,) if isinstance(training, bool) else (True, False)
     if not any(any(decide(options.statistics, options.update_statistics, one)) for one in known):
         return None
@@ -37,7 +40,7 @@ def mask_of(options: Options, inputs: Tensor, training: Any, mask: Tensor | None
         raise ValueError(
             f"{options.owner}: a mask that comes with the input must not cover axis {covered[0]} "
             f"in training; got one of shape {sizes} for an input of shape {tuple(inputs.shape)}. "
-            "Call the layer with a mask over the dimensions that are not in axis."
+            "Call the layer with a mask that has 1 there, or none of that dimension."
         )
     if not hasattr(attached, "flat_values"):
         for _ in range(rank - len(sizes)):
@@ -52,17 +55,23 @@ class Flat(NamedTuple):
     inputs: Tensor
     mask: Tensor | None
     batch_weights: Tensor | None
+    residual: Tensor | None
     restored: Callable[[Tensor], Tensor]
 
+    def arrays(self, dtype: str) -> dict[str, Tensor]:
+        """x and, where there is one, the residual, in this type."""
+        both = {"x": self.inputs, "residual": self.residual}
+        return {name: keras.ops.cast(one, dtype) for name, one in both.items() if one is not None}
 
-def flat(options: Options, inputs: Tensor, mask: Any, batch_weights: Any) -> Flat:
+
+def flat(options: Options, inputs: Tensor, mask: Any, batch_weights: Any, residual: Any) -> Flat:
     """A call as it is, and of a ragged tensor its values: all that statistics are taken over.
 
     Raises:
         ValueError: an axis is ragged, or the call asks for what ragged tensors do not have.
     """
     if keras.backend.backend() != "tensorflow" or not hasattr(inputs, "flat_values"):
-        return Flat(options, inputs, mask, batch_weights, lambda outputs: outputs)
+        return Flat(options, inputs, mask, batch_weights, residual, lambda outputs: outputs)
     merged = inputs.ragged_rank  # so many dimensions and the one behind them are the first now
     axes = _axes.resolve(options.axis, len(inputs.shape), options.owner)
     for axis in axes:
@@ -82,7 +91,18 @@ def flat(options: Options, inputs: Tensor, mask: Any, batch_weights: Any) -> Fla
         _flat_weights(options, inputs, name, given)
         for name, given in (("mask", mask), ("batch_weights", batch_weights))
     ]
-    return Flat(own, inputs.flat_values, weights[0], weights[1], inputs.with_flat_values)
+    if residual is not None:
+        residual = _flat_residual(options, inputs, residual)
+    return Flat(own, inputs.flat_values, *weights, residual, inputs.with_flat_values)
+
+
+def _flat_residual(options: Options, inputs: Tensor, residual: Any) -> Tensor:
+    if getattr(residual, "ragged_rank", 0) != inputs.ragged_rank:
+        raise ValueError(
+            f"{options.owner}: residual must be ragged like the input; got one of shape "
+            f"{tuple(residual.shape)} for a ragged input of shape {tuple(inputs.shape)}."
+        )
+    return residual.flat_values
 
 
 def _flat_weights(options: Options, inputs: Tensor, name: str, given: Any) -> Tensor | None:

@@ -234,8 +234,8 @@ def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results
     def call(*args: Any, **kwargs: Any) -> Any:
         x, mask, weights = _arguments(original, args, kwargs)
         attached = getattr(x, "_keras_mask", None)
-        if attached is not None and (mask is None or mask is attached):
-            mask = _over_the_first(attached, len(x.shape))
+        if attached is not None and (mask is None or mask.shape == attached.shape):
+            mask = _over_the_first(attached if mask is None else mask, len(x.shape))
 
         def proceed(mean: Any = None, variance: Any = None, training: bool = False) -> Any:
             if mean is not None:
