@@ -236,13 +236,13 @@ def test_no_state_is_needed_where_no_statistics_are_asked_for(
     x = np.random.default_rng(3).normal(1.0, 2.0, (6, 3)).astype("float32")
     start = {"moving_mean": np.zeros(3), "moving_variance": np.ones(3)}
     options = {"statistics": "batch", "update_statistics": False}
-    for given in ({}, {"mask": np.arange(6) < 4}, {"mask": np.zeros(6, bool)}):
-        tensors = {name: engine.tensor(one) for name, one in given.items()}
+    for weighted in ({}, {"mask": np.arange(6) < 4}, {"mask": np.zeros(6, bool)}):
+        tensors = {name: engine.tensor(one) for name, one in weighted.items()}
         for state in (None, {}):
             y, new = batchnorm.batch_norm(
                 engine.tensor(x), {}, state, fused=fused, **options, **tensors
             )
-            want = reference.batch_norm(x, {}, start, **options, **given)
+            want = reference.batch_norm(x, {}, start, **options, **weighted)
             assert_close(engine.numpy(y), want.y, 1e-5, "y")
             assert new == {}
 

@@ -32,7 +32,7 @@ from batchnorm._types import (
     UpdateStatistics,
     ZeroDebias,
 )
-from batchnorm.backends import backend_of
+from batchnorm.backends import backend_of, recorder_of
 from batchnorm.backends.composite import activated
 
 Tensor = Any
@@ -140,7 +140,15 @@ def batch_norm(
     Hoffer, Hubara & Soudry 2017, algorithm 1 (ghost batches).
     """
     state = {} if state is None else state
-    ops = backend_of(x, parameters, state)
+    try:
+        ops = backend_of(x, parameters, state)
+    except TypeError:
+        arguments = locals()
+        record = recorder_of(x)
+        if record is None:
+            raise
+        recorded: tuple[Tensor, State] = record(batch_norm, arguments)
+        return recorded
     options = _options(
         ops.traced(x),
         axis,

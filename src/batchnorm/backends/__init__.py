@@ -27,8 +27,8 @@ PROTOCOL = (
     # array operations; `sum` and `wide_sum` keep the dimensions
     "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
     "indices", "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin",
-    "products", "reshape", "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose",
-    "where", "wide_sum", "zeros_like",
+    "products", "relu", "reshape", "rsqrt", "runtime_shape", "shape", "sqrt", "stop_gradient",
+    "sum", "transpose", "where", "wide_sum", "zeros_like",
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it
@@ -88,6 +88,14 @@ def _conversion(x: Any, beside: tuple[Mapping[str, Any], ...]) -> str:
     loaded = [name for name in CONVERSIONS if name in sys.modules] or list(CONVERSIONS)
     *most, last = (CONVERSIONS[name] for name in loaded)
     return f"{', '.join(most)} or {last}" if most else last
+
+
+def recorder_of(x: Any) -> Any:
+    """What records a call for an x that stands for a tensor, torch.fx's Proxy; None for others."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(x, torch.fx.Proxy):
+        return None
+    return importlib.import_module("batchnorm.backends.torch.symbolic").record
 
 
 def _backend(framework: str) -> ModuleType:

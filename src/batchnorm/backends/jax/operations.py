@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from batchnorm.backends.jax.meshes import explicit
+from batchnorm.backends.jax.meshes import explicit, sharded_alike
 
-where = jnp.where
 sqrt = jnp.sqrt
 add = jnp.add
 multiply = jnp.multiply
@@ -26,10 +25,16 @@ broadcast_to = jnp.broadcast_to
 per_channel = broadcast_to  # see `batchnorm.backends`
 concatenate = jnp.concatenate
 stop_gradient = jax.lax.stop_gradient
+relu = jax.nn.relu
+rsqrt = jax.lax.rsqrt
 
 
 def is_tensor(value: Any) -> bool:
     return isinstance(value, jax.Array)
+
+
+def where(condition: Any, yes: Any, no: Any) -> jax.Array:
+    return jnp.where(*sharded_alike(condition, yes, no))
 
 
 def asarray(value: Any, like: jax.Array) -> jax.Array:
