@@ -137,10 +137,14 @@ def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
 def _where_live(ops: Any, live: Tensor, measured: Moments, old: Rows) -> Moments:
     """What normalizes: the batch's moments, and the moving statistics in groups without values."""
     assert measured.remainder is not None
+    mean, variance = (
+        old[name] if name in old else initial(measured.mean)
+        for name, initial in (("moving_mean", ops.zeros_like), ("moving_variance", ops.ones_like))
+    )
     return Moments(
-        ops.where(live, measured.mean, old["moving_mean"]),
+        ops.where(live, measured.mean, mean),
         ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
-        ops.where(live, measured.variance, old["moving_variance"]),
+        ops.where(live, measured.variance, variance),
         measured.count,
     )
 
