@@ -25,18 +25,24 @@ def setup(shape, axis, offset=3.0, **options):
         return (y * dy).sum(), (y, new)
     return x, dy, parameters, state, jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
-def check(shape, axis, mesh, spec, mask=False, training=True, offset=3.0, **options):
+def check(shape, axis, mesh, spec, mask=False, training=True, offset=3.0, kernels=True,
+          compiled=True, vectors=None, **options):
     options["training"] = training
     x, dy, parameters, state, step = setup(shape, axis, offset, **options)
     given = {"mask": jnp.asarray(rng.random(shape[:1]) < 0.7)} if mask else {}
     sharding = NamedSharding(mesh, spec)
     arguments = jax.device_put(x, sharding), parameters, state, jax.device_put(dy, sharding), given
-    compiled = jax.jit(step).lower(*arguments).compile()
-    text = compiled.as_text()
-    assert ("batchnorm_" in text) is training  # inference is the framework's own operations
-    for word in ("all-gather", "all-to-all", "collective-permute"):
-        assert word not in text, (word, shape, spec, options)
-    (_, (y, new)), (dx, slopes) = compiled(*arguments)
+    if vectors is not None:
+        put = lambda v: jax.device_put(v, NamedSharding(mesh, vectors if v.ndim else P()))
+        arguments = (arguments[0], *jax.tree.map(put, (parameters, state)), *arguments[3:])
+    if compiled:
+        step = jax.jit(step).lower(*arguments).compile()
+        text = step.as_text()
+        # inference is the framework's own operations
+        assert ("batchnorm_" in text) is (training and kernels)
+        for word in ("all-gather", "all-to-all", "collective-permute"):
+            assert word not in text, (word, shape, spec, options)
+    (_, (y, new)), (dx, slopes) = step(*arguments)
     assert y.sharding.is_equivalent_to(sharding, len(shape)), y.sharding
     assert dx.sharding.is_equivalent_to(sharding, len(shape)), dx.sharding
     wide = {k: np.asarray(v, "float64") for k, v in parameters.items()}
