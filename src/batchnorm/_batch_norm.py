@@ -24,7 +24,7 @@ from batchnorm._rows import State
 from batchnorm._run import run
 from batchnorm._statistics import initial_value, state_names
 from batchnorm._types import GhostOrder, OnNonfinite, Statistics, T, UpdateStatistics, ZeroDebias
-from batchnorm.backends import backend_of
+from batchnorm.backends import backend_of, recorder_of
 
 Tensor = Any
 
@@ -124,7 +124,15 @@ def batch_norm(
     References: Ioffe & Szegedy 2015, algorithms 1 and 2; Ioffe 2017, algorithm 1 (renorm);
     Hoffer, Hubara & Soudry 2017, algorithm 1 (ghost batches).
     """
-    ops = backend_of(x)
+    try:
+        ops = backend_of(x)
+    except TypeError:
+        arguments = locals()
+        record = recorder_of(x)
+        if record is None:
+            raise
+        recorded: tuple[Tensor, State] = record(batch_norm, arguments)
+        return recorded
     options = _options(
         ops.traced(x),
         axis,

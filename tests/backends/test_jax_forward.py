@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_second_derivatives import CASES, NAMES
 
 import batchnorm
 import reference
 from strategies import call_on
-from test_second_derivatives import CASES, NAMES
 
 KERNELS, COMPOSITE = None, False
 
@@ -76,7 +76,8 @@ def test_every_mode_has_both_directions_at_every_order(name: str, fused: bool | 
     for one, two, expected in zip(product, backwards, wanted[1:], strict=True):
         close(one, expected)
         close(two, expected)
-    along = (directions[key].ravel() @ one.ravel() for key, one in zip(NAMES, wanted[1:], strict=True))
+    pairs = zip(NAMES, wanted[1:], strict=True)
+    along = (directions[key].ravel() @ one.ravel() for key, one in pairs)
     close(curvature, np.asarray(sum(along)))
 
 
@@ -146,9 +147,9 @@ def mapped(normalize: Any) -> dict[str, Any]:
         "jacfwd": jax.jacfwd(y_of, (0, 1))(X, GAMMA),
         "jacrev": jax.jacrev(y_of, (0, 1))(X, GAMMA),
         "linearize": jax.linearize(y_of, X, GAMMA)[1](X**2, GAMMA),
-        "transposed twice": jax.linear_transpose(
-            jax.vjp(y_of, X, GAMMA)[1], jnp.asarray(X)
-        )((jnp.asarray(X**2), jnp.asarray(GAMMA)))[0],
+        "transposed twice": jax.linear_transpose(jax.vjp(y_of, X, GAMMA)[1], jnp.asarray(X))(
+            (jnp.asarray(X**2), jnp.asarray(GAMMA))
+        )[0],
         "checkpoint": jax.jvp(jax.grad(jax.checkpoint(loss)), (X, GAMMA), (X**2, GAMMA))[1],
     }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -77,11 +75,6 @@ class Deriving(tf1.layers.BatchNormalization):
         return super()._moments(inputs, reduction_axes, keep_dims=keep_dims)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=subprocess.CalledProcessError,
-    reason="inference in a graph runs on our kernels, which only batchnorm registers",
-)
 def test_a_frozen_graph_of_each_surface_runs_where_batchnorm_is_not(tmp_path):
     subclass = {
         "a subclass": (lambda x, training: Deriving()(x, training=training), "training", {})

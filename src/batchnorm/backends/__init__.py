@@ -26,8 +26,8 @@ PROTOCOL = (
     # array operations; `sum` and `wide_sum` keep the dimensions
     "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
     "indices", "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin",
-    "products", "reshape", "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose",
-    "where", "wide_sum", "zeros_like",
+    "products", "relu", "reshape", "rsqrt", "runtime_shape", "shape", "sqrt", "stop_gradient",
+    "sum", "transpose", "where", "wide_sum", "zeros_like",
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it
@@ -56,6 +56,14 @@ def backend_of(x: Any) -> ModuleType:
         f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
         "for example with jax.numpy.asarray."
     )
+
+
+def recorder_of(x: Any) -> Any:
+    """What records a call for an x that stands for a tensor, torch.fx's Proxy; None for others."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(x, torch.fx.Proxy):
+        return None
+    return importlib.import_module("batchnorm.backends.torch.symbolic").record
 
 
 def _backend(framework: str) -> ModuleType:

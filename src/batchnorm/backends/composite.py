@@ -7,11 +7,14 @@ such as the shift, are.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from batchnorm._moments import Moments, attached
 
 Tensor = Any
+SMALLEST = 1.2e-38  # what float32 holds with all its digits: below, epsilon may vanish
 
 
 class Case(NamedTuple):
@@ -36,10 +39,13 @@ class Steps:
 
     The kernels of a framework have the same methods. There moments are constants, and
     `standardize` has their derivative; here moments are functions of x.
+
+    `own` is what a framework takes for `affine_map`, where it has better operations for it.
     """
 
-    def __init__(self, ops: Any) -> None:
+    def __init__(self, ops: Any, own: Callable[..., Tensor] | None = None) -> None:
         self.ops = ops
+        self.affine = own or functools.partial(affine_map, ops)
 
     def wide(self, x: Tensor) -> Tensor:
         """x for several steps: 16 bits become 32 once, so that a derivative's parts add up so."""
@@ -79,7 +85,10 @@ class Steps:
         self, x: Tensor, case: Case, used: Moments, scale: Tensor | None, offset: Tensor | None
     ) -> Tensor:
         """An affine map on x's own shape: `standardize` with statistics that are constants."""
-        return standardize(self.ops, x, case, used, scale, offset)
+        if case.weights is not None:  # what is left out may not be finite
+            return standardize(self.ops, x, case, used, scale, offset)
+        y = self.affine(x, case.view, used.mean, used.variance, scale, offset, case.epsilon)
+        return activated(self.ops, y, case.activation)
 
     def remember(
         self, state: Any, measured: Moments, momentum: float, unbiased: bool, propagate: bool
@@ -161,6 +170,41 @@ def standardize(
     return y if view.groups is None else ops.reshape(y, view.shape)
 
 
+def affine_map(
+    ops: Any,
+    x: Tensor,
+    view: Any,
+    mean: Tensor,
+    variance: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    epsilon: float,
+) -> Tensor:
+    """y = (x - mean) * factor + offset on x's own dimensions, in x's type.
+
+    A program that leaves the process holds these three operations, and vectors that it can fold
+    into constants. The mean is subtracted first: `x * factor + (offset - mean * factor)` is one
+    operation less and loses all digits that |mean| / stddev has.
+
+    Shapes: vectors `[G, C]` or `(C,)`.
+    """
+    factor = view.spread(ops, factor_of(ops, variance, scale, epsilon))
+    wide = ops.cast(x, statistics_dtype(ops.dtype(x)))
+    y = (wide - view.spread(ops, mean)) * factor
+    if offset is not None:
+        y = y + view.spread(ops, offset)
+    return ops.cast(y, ops.dtype(x))
+
+
+def factor_of(ops: Any, variance: Tensor, scale: Tensor | None, epsilon: float) -> Tensor:
+    """scale / sqrt(variance + epsilon), and 0 where that would divide by zero."""
+    if epsilon < SMALLEST:
+        inverse = inverse_stddev(ops, variance, epsilon)
+    else:
+        inverse = ops.rsqrt(variance + epsilon)
+    return inverse if scale is None else inverse * scale
+
+
 def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(variance + epsilon), and 0 where that would divide by zero."""
     total = variance + epsilon
@@ -187,4 +231,4 @@ def activated(ops: Any, y: Tensor, activation: str | None) -> Tensor:
     """The activation of y; NaN stays NaN, and the slope of ReLU at 0 is 0."""
     if activation is None:
         return y
-    return ops.where(y <= 0, ops.zeros_like(y), y)
+    return ops.relu(y)

@@ -236,11 +236,12 @@ def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results
         if mask is None:
             mask = getattr(x, "_keras_mask", None)
 
-        def proceed(mean: Any = None, variance: Any = None, training: bool | None = None) -> Any:
+        def proceed(mean: Any = None, variance: Any = None, training: bool = False) -> Any:
             if mean is not None:
                 norm.set_device_statistics(mean, variance)
-            extra = {} if training is None else {"training": training}
-            return original(*args, **{**kwargs, **extra})
+            if training:
+                return norm.in_training(original, args, kwargs)
+            return original(*args, **kwargs)
 
         outputs, result = visit(Call(norm, x, mask, weights, proceed, given.get(str(index))))
         results.setdefault(str(index), []).append(result)

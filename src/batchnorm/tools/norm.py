@@ -8,6 +8,7 @@ NumPy arrays of one value per channel, whatever the layer's axes are; `device_..
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from batchnorm.backends import backend_of
 from batchnorm.backends.composite import Case, statistics_dtype
 
 Array = np.ndarray
+SETTLED = 1e-8  # what may be left of a zero-debiased average's start
 
 
 def said_trained(scale: bool, center: bool, trains: bool) -> str:
@@ -105,6 +107,26 @@ class Norm:
         """What `memory` returned."""
         raise NotImplementedError
 
+    def agreeing(self, mean: Array, variance: Array) -> dict[str, Array]:
+        """Everything that must agree with these moving statistics, in the core's names."""
+        values = {"moving_mean": mean, "moving_variance": variance}
+        deviation = np.sqrt(variance + self.epsilon)
+        if self.renorm():
+            values |= {
+                "moving_stddev": deviation,
+                "renorm_mean": mean,
+                "renorm_stddev": deviation,
+            }
+        if self.debias():
+            # as after so many updates that nothing of the start is left
+            momentum = self.momentum if self.momentum is not None else 0.0
+            steps = 1 if momentum in (0, 1) else math.ceil(math.log(SETTLED) / math.log(momentum))
+            values |= {"biased_mean": mean, "local_step": np.full(mean.shape, float(steps))}
+        if self.settles_at_once():
+            name, value = ("stddev", deviation) if self.renorm() else ("variance", variance)
+            values[f"biased_{name}"] = value
+        return values
+
     def unsound(self) -> Array:
         """Of which channels something is NaN, infinite, or a negative variance or deviation."""
         return np.any([_unsound(name, value) for name, value in self.host_memory().items()], axis=0)
@@ -147,17 +169,25 @@ class Norm:
         """Whether training is more than normalizing with the batch's moments (renorm, ghosts)."""
         return False
 
+    def debias(self) -> bool | str:
+        """What is debiased by dividing the start out: False, "mean" or "both"."""
+        return False
+
     def settles_at_once(self) -> bool:
         """Whether the first update leaves nothing of the start."""
-        return False
+        return self.debias() == "both"
+
+    def in_training(self, call: Any, args: Any, kwargs: Any) -> Any:
+        """The outputs of the layer's own call as in training."""
+        raise NotImplementedError
+
+    def last_plan(self) -> Plan | None:
+        """How the core computed its last call, where that is kept."""
+        return None
 
     def frozen(self) -> Frozen | None:
         """Why training leaves the statistics alone; None where it does not."""
         raise NotImplementedError
-
-    def last_plan(self) -> Plan | None:
-        """How its last eager call was computed, where that is known."""
-        return None
 
     def path(self) -> tuple[str, str | None]:
         """What runs, and why not our fused kernels."""
@@ -186,6 +216,26 @@ class Norm:
     def sentences(self) -> list[str]:
         """What its next call will do, and what is trained."""
         raise NotImplementedError
+
+    def does(self, training: bool) -> str:
+        """What such a call does."""
+        batch, update = self.decides(training)
+        if not batch:
+            what = "normalizes with the moving statistics"
+        elif (size := self.group_size()) is not None:
+            what = f"normalizes ghost batches of {size} with their own statistics"
+        else:
+            what = "normalizes with the batch's own statistics"
+        if batch and self.renorm():
+            what += ", corrected by renorm,"
+        which = "the moving ones" if batch else "them"
+        if not update:
+            return f"{what} and leaves {which} alone"
+        return f"{what} and updates {which}{self.said_share()}"
+
+    def said_share(self) -> str:
+        """How much of the old statistics an update keeps, in brackets, or nothing."""
+        return ""
 
     def said_momentum(self, momentum: float | None) -> str:
         """A momentum as users of its framework write it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
@@ -15,7 +14,6 @@ from batchnorm._plan import Plan, decide
 from batchnorm.backends import why_not
 from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
 
-SETTLED = 1e-8  # what may be left of a zero-debiased average's start
 _CONSTANTS = {"Zeros": 0.0, "Ones": 1.0}
 _UNFREEZE = "batchnorm.unfreeze(model)"
 
@@ -42,22 +40,10 @@ class KerasNorm(Norm):
         return _flat(self.layer.moving_mean), _flat(self.layer.moving_variance)
 
     def set_host_statistics(self, mean: Array, variance: Array, which: Array | None = None) -> None:
-        for name, value in self._agreeing(mean, variance).items():
+        for name, value in self.agreeing(mean, variance).items():
             variable = getattr(self.layer, name)
             kept = value if which is None else np.where(which, value, _flat(variable))
             variable.assign(kept.reshape(variable.shape).astype(variable.dtype))
-
-    def _agreeing(self, mean: Array, variance: Array) -> dict[str, Array]:
-        """Values of all variables that agree with these moving statistics."""
-        values = {"moving_mean": mean, "moving_variance": variance}
-        if self.renorm():
-            deviation = np.sqrt(variance + self.epsilon)
-            values |= {
-                "moving_stddev": deviation,
-                "renorm_mean": mean,
-                "renorm_stddev": deviation,
-            }
-        return values
 
     def device_statistics(self, dtype: str) -> tuple[Any, Any]:
         ops = keras.ops
@@ -102,6 +88,9 @@ class KerasNorm(Norm):
     def own_training(self) -> bool:
         return self.renorm()
 
+    def in_training(self, call: Any, args: Any, kwargs: Any) -> Any:
+        return call(*args, **{**kwargs, "training": True})
+
     def frozen(self) -> Frozen | None:
         if self.decides(True)[1]:
             return None
@@ -132,7 +121,7 @@ class KerasNorm(Norm):
         self.layer.trainable = mode
 
     def sentences(self) -> list[str]:
-        cases = [self._case(training) for training in (True, False)]
+        cases = [self.does(training) for training in (True, False)]
         causes = self._causes()
         because = f", because {', '.join(causes)}" if causes else ""
         if cases[0] == cases[1]:
@@ -141,23 +130,9 @@ class KerasNorm(Norm):
             words = f"With training=True it {cases[0]}; with training=False it {cases[1]}{because}."
         return [words, said_trained(self.layer.scale, self.layer.center, self._trains())]
 
-    def _case(self, training: bool) -> str:
-        """What a call does."""
-        batch, update = self.decides(training)
-        if not batch:
-            what = "normalizes with the moving statistics"
-        elif (size := self.group_size()) is not None:
-            what = f"normalizes ghost batches of {size} with their own statistics"
-        else:
-            what = "normalizes with the batch's own statistics"
-        if batch and self.renorm():
-            what += ", corrected by renorm,"
-        which = "the moving ones" if batch else "them"
-        if not update:
-            return f"{what} and leaves {which} alone"
+    def said_share(self) -> str:
         share = self.momentum
-        kept = "" if share is None else f" (keeping {self.said_momentum(share)} of the old)"
-        return f"{what} and updates {which}{kept}"
+        return "" if share is None else f" (keeping {self.said_momentum(share)} of the old)"
 
     def _causes(self) -> list[str]:
         """What is not as usual and decides."""
@@ -193,22 +168,6 @@ class OwnNorm(KerasNorm):
         self._options = layer._options()  # as the layer itself reads them: V1 has its own view
         self.unbiased = self._options.unbiased_moving_variance
 
-    def last_plan(self) -> Plan | None:
-        plans = list(self._options.plans.values())
-        return plans[-1] if plans else None
-
-    def _agreeing(self, mean: Array, variance: Array) -> dict[str, Array]:
-        values = super()._agreeing(mean, variance)
-        if self.layer.zero_debias:
-            # as after so many updates that nothing of the start is left
-            momentum = self.momentum if self.momentum is not None else 0.0
-            steps = 1 if momentum in (0, 1) else math.ceil(math.log(SETTLED) / math.log(momentum))
-            values |= {"biased_mean": mean, "local_step": np.full(mean.shape, float(steps))}
-        if self.settles_at_once():
-            name = "stddev" if self.layer.renorm else "variance"
-            values[f"biased_{name}"] = values[f"moving_{name}"]
-        return values
-
     def updates(self) -> int | None:
         return int(_array(self.layer.num_updates))
 
@@ -228,8 +187,12 @@ class OwnNorm(KerasNorm):
         layer = self.layer
         return layer.renorm or layer.adjustment is not None or layer.virtual_batch_size is not None
 
-    def settles_at_once(self) -> bool:
-        return self.layer.zero_debias == "both"
+    def debias(self) -> bool | str:
+        kind: bool | str = self.layer.zero_debias
+        return kind
+
+    def last_plan(self) -> Plan | None:
+        return next(reversed(self._options.plans.values()), None)
 
     def frozen(self) -> Frozen | None:
         if self.decides(True)[1]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Tuple  # noqa: UP035  # TorchScript reads the annotation of `stay`
 
 import numpy as np
 import torch
 
+from batchnorm._plan import Plan, decide
+from batchnorm.backends import why_not
 from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
 
 BASE = torch.nn.modules.batchnorm._BatchNorm
@@ -33,6 +36,13 @@ def is_built(module: Any) -> bool:
     return not isinstance(module.running_mean, torch.nn.parameter.UninitializedBuffer)
 
 
+def norm_of(module: Any, name: str, training: bool) -> Norm:
+    """The module as what it is: ours, or torch's own."""
+    ours = sys.modules.get("batchnorm.torch.modules")
+    own = ours is not None and isinstance(module, ours.Modes)
+    return (OwnTorchNorm if own else TorchNorm)(module, name, training)
+
+
 class TorchNorm(Norm):
     """A PyTorch module: BatchNorm1d to 3d, SyncBatchNorm, and their subclasses.
 
@@ -53,9 +63,19 @@ class TorchNorm(Norm):
         return _flat(self.layer.running_mean), _flat(self.layer.running_var)
 
     def set_host_statistics(self, mean: Array, variance: Array, which: Array | None = None) -> None:
-        for buffer, value in ((self.layer.running_mean, mean), (self.layer.running_var, variance)):
-            kept = value if which is None else np.where(which, value, _flat(buffer))
-            buffer.copy_(torch.as_tensor(kept).to(buffer))
+        for name, value in self.agreeing(mean, variance).items():
+            buffer = self._remembering().get(name)
+            if buffer is not None:  # what follows from the others is not stored
+                kept = value if which is None else np.where(which, value, _flat(buffer))
+                buffer.copy_(torch.as_tensor(kept).to(buffer))
+
+    def _remembering(self) -> dict[str, torch.Tensor]:
+        """The buffers of each channel, in the core's names."""
+        layer = self.layer
+        return {"moving_mean": layer.running_mean, "moving_variance": layer.running_var}
+
+    def host_memory(self) -> dict[str, Array]:
+        return {name: _flat(buffer) for name, buffer in self._remembering().items()}
 
     def device_statistics(self, dtype: str) -> tuple[Any, Any]:
         pair = (self.layer.running_mean, self.layer.running_var)
@@ -100,8 +120,17 @@ class TorchNorm(Norm):
             return Frozen("momentum=0.0 (of the batch)", "set momentum=0.1 on the module")
         return None
 
+    def in_training(self, call: Any, args: Any, kwargs: Any) -> Any:
+        self.layer.training = True
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self.layer.training = False
+
     def path(self) -> tuple[str, str | None]:
-        return "torch's own kernel", "They serve batchnorm.batch_norm and batchnorm.keras only."
+        return "torch's own kernel", (
+            "torch's own modules do not take them; those of batchnorm.torch do."
+        )
 
     def freeze(self, what: str, on: bool) -> None:
         memo = self._memo()
@@ -208,7 +237,7 @@ class TorchNorm(Norm):
     def how_to_bear_small_batches(self) -> str:
         return (
             "Use larger batches, torch.nn.SyncBatchNorm over replicas, or batch renormalization "
-            "(batchnorm.batch_norm with renorm=True) with small ones."
+            "(batchnorm.torch.convert(model, renorm=True)) with small ones."
         )
 
     def lost_by_conversion(self) -> str | None:
@@ -221,6 +250,95 @@ class TorchNorm(Norm):
 
     def axes(self, rank: int) -> tuple[int, ...]:
         return (1,)
+
+
+class OwnTorchNorm(TorchNorm):
+    """A module of batchnorm.torch."""
+
+    def host_memory(self) -> dict[str, Array]:
+        skipped = "skipped_updates"
+        return {name: one for name, one in super().host_memory().items() if name != skipped}
+
+    def _remembering(self) -> dict[str, torch.Tensor]:
+        layer = self.layer
+        return super()._remembering() | {name: getattr(layer, name) for name in layer._further}
+
+    def skipped(self) -> int:
+        return int(self.layer.skipped_updates.max()) if self.layer.skipped_updates.numel() else 0
+
+    def decides(self, training: bool) -> tuple[bool, bool]:
+        live = training and not self._left_behind()
+        batch, update = decide(self.layer.statistics, self.layer.update_statistics, live)
+        return batch, update and self.momentum != 1
+
+    def group_size(self) -> int | None:
+        size: int | None = self.layer.virtual_batch_size
+        return size
+
+    def renorm(self) -> bool:
+        return bool(self.layer.renorm)
+
+    def debias(self) -> bool | str:
+        kind = self.layer.zero_debias
+        return "mean" if kind is True else kind
+
+    def own_training(self) -> bool:
+        layer = self.layer
+        return self.renorm() or layer.adjustment is not None or self.group_size() is not None
+
+    def last_plan(self) -> Plan | None:
+        kept = [plan for one in self.layer._plans.values() for plan in one.plans.values()]
+        return kept[-1] if kept else None
+
+    def frozen(self) -> Frozen | None:
+        if self.decides(True)[1]:
+            return None
+        if self.layer.update_statistics is False or self.layer.statistics == "moving":
+            return Frozen("update_statistics=False", "batchnorm.unfreeze(model)")
+        return super().frozen()
+
+    def path(self) -> tuple[str, str | None]:
+        reason = "fused is False." if self.layer.fused is False else why_not("torch")
+        return "composite operations" if reason else "fused kernels", reason
+
+    def _held(self) -> bool:
+        return self.layer.statistics == "moving" and self.layer.update_statistics is not True
+
+    def _hold(self, memo: dict[str, Any], on: bool) -> None:
+        """By options, which hold through `train()`, copies, files and `convert`."""
+        layer = self.layer
+        if on:
+            memo.setdefault("statistics", (layer.statistics, layer.update_statistics))
+            layer.statistics, layer.update_statistics = "moving", False
+        else:
+            before = memo.pop("statistics", ("auto", "auto"))
+            layer.statistics, layer.update_statistics = before
+
+    def _case(self) -> str:
+        given = [
+            f"{name}={getattr(self.layer, name)!r}"
+            for name in ("statistics", "update_statistics")
+            if getattr(self.layer, name) != "auto"
+        ]
+        because = f", because {', '.join(given)}" if given else ""
+        if self.does(True) == self.does(False):
+            return f"In train and eval mode alike it {self.does(True)}{because}."
+        mode = "train" if self._trains else "eval"
+        return f"It is in {mode} mode: it {self.does(self._trains)}{because}."
+
+    def how_to_bear_small_batches(self) -> str:
+        return (
+            "Use larger batches, synchronized=True over processes, or renorm=True with small ones."
+        )
+
+    def lost_by_conversion(self) -> str | None:
+        if (modes := self.layer.extra_repr()) == BASE.extra_repr(self.layer):
+            return None
+        added = modes.removeprefix(BASE.extra_repr(self.layer)).strip(", ")
+        return (
+            "torch.nn.SyncBatchNorm.convert_sync_batchnorm builds a module of its own class, "
+            f"without {added}: use batchnorm.set_synchronized"
+        )
 
 
 class Staying:

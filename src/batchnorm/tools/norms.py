@@ -93,7 +93,7 @@ def _torch_norms(model: Any, owner: str) -> list[Norm]:
     for name, module in found.items():
         if not norm_torch.is_built(module):
             raise _unbuilt(owner, name)
-    return [norm_torch.TorchNorm(module, name, model.training) for name, module in found.items()]
+    return [norm_torch.norm_of(module, name, model.training) for name, module in found.items()]
 
 
 def _unbuilt(owner: str, name: str) -> ValueError:

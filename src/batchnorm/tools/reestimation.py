@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from batchnorm._moments import Moments
-from batchnorm.backends import backend_of, host
+from batchnorm.backends import backend_of
 from batchnorm.tools.data import Batches, Caller, check_again
 from batchnorm.tools.forward import Call, in_one_order
 from batchnorm.tools.keeping import program
@@ -299,25 +299,12 @@ def _visit(method: str, call: Call) -> tuple[Any, Any]:
 def running(norm: Norm, new: Moments, before: Moments, adds: Any, method: str) -> tuple[Any, Any]:
     """Mean and variance of what was pooled and this batch; where that is nothing, the layer's."""
     ops = backend_of(new.mean)
-    operands = [*new, *before, adds, *norm.device_statistics(ops.dtype(new.mean))]
-    arrays = ops.on_host(operands)
-    if arrays is None:
-        return _running(ops, operands, method, norm.momentum)
-    mean, variance = host.quietly(_running, host, arrays, method, norm.momentum)
-    return ops.asarray(mean, new.mean), ops.asarray(variance, new.mean)
-
-
-def _running(
-    ops: Any, operands: Sequence[Any], method: str, momentum: float | None
-) -> tuple[Any, Any]:
-    new, before = Moments(*operands[:4]), operands[4:8]
-    adds, own_mean, own_variance = operands[8:]
     dtype = ops.dtype(new.mean)
+    own_mean, own_variance = norm.device_statistics(dtype)
     old = Moments(*(ops.cast(part, dtype) for part in before))
     # for each channel: one may have left out batches that the others have
     count = ops.broadcast_to(new.count * ops.cast(adds, dtype), ops.shape(new.mean))
-    now = new._replace(count=count)
-    pooled = pool(ops, old, now, method, momentum)
+    pooled = pool(ops, old, new._replace(count=count), method, norm.momentum)
     mean, variance = pooled.mean + pooled.remainder, pooled.variance
     usable = (pooled.count > 0) & ops.isfinite(mean) & ops.isfinite(variance)
     return ops.where(usable, mean, own_mean), ops.where(usable, variance, own_variance)

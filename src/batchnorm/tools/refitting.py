@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import fx
 from batchnorm.tools import linear_torch
 from batchnorm.tools.chains import Chain, Decisions
 from batchnorm.tools.norm import Array
-from batchnorm.tools.norm_torch import BASE, TorchNorm, stay
+from batchnorm.tools.norm_torch import BASE, TorchNorm, norm_of, stay
 
 nn = torch.nn
 # Modules that do nothing in inference.
@@ -96,15 +97,22 @@ class Foldable:
 
     def why_never(self, node: Any) -> str | None:
         module = self.layer(node)
-        if type(module).forward not in (BASE.forward, nn.SyncBatchNorm.forward):
+        ours = sys.modules.get("batchnorm.torch.modules")
+        known = (BASE.forward, nn.SyncBatchNorm.forward, *([ours.Modes.forward] if ours else []))
+        if type(module).forward not in known or getattr(module, "_after", None):
             return f"its class {type(module).__name__} has a forward of its own"
         if self._calls[id(module)] > 1:
             return f"it is shared: called {self._calls[id(module)]} times"
         if module.running_mean is None:
             return "it normalizes with the batch: it has no moving statistics"
+        batch, update = norm_of(module, "", False).decides(False)
+        if batch:
+            return "it normalizes with the batch (statistics='batch')"
+        if update:
+            return "inference updates its statistics (update_statistics=True)"
         if _hooks(module):
             return "it has hooks"
-        if len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+        if node.kwargs or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
             return "it is not called with one tensor"
         if not all(np.isfinite(vector).all() for vector in self.affine(node)):
             return "its statistics or parameters are not finite; see batchnorm.repair"
@@ -114,7 +122,7 @@ class Foldable:
         return TorchNorm(self.layer(node), self.name(node), False).affine()
 
     def activation(self, node: Any) -> Any:
-        return None
+        return getattr(self.layer(node), "activation", None)  # of ours: "relu"
 
     def continues(self, before: Any, node: Any) -> bool:
         last, module = self.layer(before), self.layer(node)
@@ -195,7 +203,11 @@ class Refitting:
         for node in list(result.graph.nodes):
             module = self._graph.layer(node)
             if id(module) in done.gone:
-                node.replace_all_uses_with(node.args[0])
+                instead = node.args[0]
+                if self._graph.activation(node) is not None:
+                    with result.graph.inserting_after(node):
+                        instead = result.graph.call_function(torch.relu, (instead,))
+                node.replace_all_uses_with(instead)
                 result.graph.erase_node(node)
                 result.delete_submodule(str(node.target))
             elif id(module) in done.changes:

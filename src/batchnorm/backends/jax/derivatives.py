@@ -78,7 +78,8 @@ def _standardize(how: How, x: Any, affine: Any, constants: Any) -> Any:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward(how: How, x: Any, affine: Any, weights: Any) -> Any:
-    return tuple(kernels.forward(x, weights, *affine, how.epsilon, how.activation))
+    scale, offset = affine
+    return tuple(kernels.forward(x, weights, scale, offset, how.epsilon, how.activation))
 
 
 def _standardize_change(how: How, at: Any, change: Any) -> Any:
@@ -89,7 +90,8 @@ def _standardize_change(how: How, at: Any, change: Any) -> Any:
 def _forward_change(how: How, at: Any, change: Any) -> Any:
     x, affine, weights = at
     y, *measured = _forward(how, *at)
-    given = Vectors(*measured, None, None, None)
+    mean, remainder, variance, count = measured
+    given = Vectors(mean, remainder, variance, count, None, None, None)
     dy = _change(how, change, Point(x, affine, weights, given))
     return (y, *measured), (dy, *map(jnp.zeros_like, measured))
 

@@ -1,4 +1,4 @@
-"""`tangent` and `backward`, the derivatives of the kernels: linear maps, each the transpose of the other.
+"""`tangent` and `backward`, the derivatives of the kernels: linear, each the other's transpose.
 
     tangent    changes of x, scale and offset -> the change of y
     backward   dy                             -> dx, dscale, doffset
@@ -11,7 +11,6 @@ depends on the point, second derivatives, is a formula in JAX's own operations.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,8 +67,8 @@ def tangent(how: How, changes: Changes, at: Point) -> Any:
 def backward(how: How, dy: Any, at: Point) -> Changes:
     """The cotangents of x, scale and offset."""
     dx, *rest = _bind("backward", how, (dy,), at)
-    rest = iter(rest)
-    scale, offset = (None if one is None else next(rest) for one in at.affine)
+    each = iter(rest)
+    scale, offset = (None if one is None else next(each) for one in at.affine)
     return dx, (scale, offset)
 
 
@@ -178,9 +177,7 @@ def _bind(name: str, how: How, linear: Any, at: Point) -> list[Any]:
     if how.replicas is not None:
         program = jax.make_jaxpr(_flat(SIDES[name].kernels, how, tree))(*leaves)
     number = len(jax.tree.leaves(linear))
-    return _linear.bind(
-        *leaves, name=name, how=how, tree=tree, linear=number, program=program
-    )
+    return _linear.bind(*leaves, name=name, how=how, tree=tree, linear=number, program=program)
 
 
 def _run(*leaves: Any, name: str, how: How, tree: Any, linear: int, program: Any) -> list[Any]:
@@ -201,9 +198,7 @@ def _differentiated(
     primals: Any, tangents: Any, *, name: str, how: How, tree: Any, linear: int, program: Any
 ) -> Any:
     """Linear in some operands: the same of their changes. And by the point: by the formula."""
-    out = _linear.bind(
-        *primals, name=name, how=how, tree=tree, linear=linear, program=program
-    )
+    out = _linear.bind(*primals, name=name, how=how, tree=tree, linear=linear, program=program)
     changes = []
     moved = [None if isinstance(one, ad.Zero) else one for one in tangents]
     _, point = jax.tree.unflatten(tree, primals)
@@ -242,9 +237,9 @@ def _transposed(
         found = [cotangent for operand, cotangent in wanted if operand is not None]
     else:
         dx, *rest = upstream
-        rest = iter(rest)
-        pair = tuple(None if one is None else next(rest) for one in at.affine)
-        found = [tangent(how, (dx, pair), at)]
+        each = iter(rest)
+        scale, offset = (None if one is None else next(each) for one in at.affine)
+        found = [tangent(how, (dx, (scale, offset)), at)]
     needed = [
         one if ad.is_undefined_primal(leaf) else None
         for leaf, one in zip(leaves[:linear], found, strict=True)
@@ -267,7 +262,9 @@ def _batched(
         return out, [0] * len(out)
     # what a scan goes over has linear operands first, or it cannot be transposed
     front = [
-        jnp.broadcast_to(leaf, (axis.size, *leaf.shape)) if dim is None else jnp.moveaxis(leaf, dim, 0)
+        jnp.broadcast_to(leaf, (axis.size, *leaf.shape))
+        if dim is None
+        else jnp.moveaxis(leaf, dim, 0)
         for leaf, dim in zip(leaves[:linear], dims[:linear], strict=True)
     ]
     places = [i for i in range(linear, len(leaves)) if dims[i] is not None]

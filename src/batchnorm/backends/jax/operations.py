@@ -25,6 +25,8 @@ broadcast_to = jnp.broadcast_to
 per_channel = broadcast_to  # see `batchnorm.backends`
 concatenate = jnp.concatenate
 stop_gradient = jax.lax.stop_gradient
+relu = jax.nn.relu
+rsqrt = jax.lax.rsqrt
 
 
 def is_tensor(value: Any) -> bool:

@@ -22,6 +22,8 @@ ones_like = tf.ones_like
 zeros_like = tf.zeros_like
 transpose = tf.transpose
 concatenate = tf.concat
+relu = tf.nn.relu
+rsqrt = tf.math.rsqrt
 
 
 def is_tensor(value: Any) -> bool:

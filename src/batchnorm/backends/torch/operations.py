@@ -19,6 +19,8 @@ ones_like = torch.ones_like
 zeros_like = torch.zeros_like
 transpose = torch.permute
 concatenate = torch.cat
+relu = torch.relu
+rsqrt = torch.rsqrt
 
 
 def is_tensor(value: Any) -> bool:
@@ -46,11 +48,11 @@ def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
-    return x if x.shape == tuple(shape) else x.reshape(shape)
+    return x if sizes_of(x) == tuple(shape) else x.reshape(shape)
 
 
 def broadcast_to(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
-    return x if x.shape == tuple(shape) else torch.broadcast_to(x, shape)
+    return x if sizes_of(x) == tuple(shape) else torch.broadcast_to(x, shape)
 
 
 def row(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
@@ -64,11 +66,22 @@ def per_channel(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
     return (x if x.numel() == rows * columns else x.expand(shape)).contiguous()
 
 
-def shape(x: torch.Tensor) -> tuple[Any, ...]:
-    return x.shape
+def sizes_of(x: torch.Tensor) -> tuple[Any, ...]:
+    """x's sizes, as integers also where `torch.jit.trace` would hand out tensors.
+
+    (torch 2.13: reading these as integers warns, and would be right about sizes that vary.)
+    """
+    state = torch._C._get_tracing_state()
+    if state is None:
+        return x.shape
+    torch._C._set_tracing_state(None)
+    try:
+        return x.shape
+    finally:
+        torch._C._set_tracing_state(state)
 
 
-runtime_shape = shape
+shape = runtime_shape = sizes_of
 
 
 def full(shape: Sequence[Any], value: Any, dtype: str, like: torch.Tensor) -> torch.Tensor:
