@@ -52,3 +52,11 @@ def test_jax_on_two_devices() -> None:
 
 def test_tensorflow_on_two_virtual_cpus() -> None:
     assert accuracy(printed(EXAMPLES / "tensorflow_digits.py")) > 0.9
+
+
+def test_flax_on_two_devices_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    flags = "--xla_force_host_platform_device_count=2"
+    where = (EXAMPLES / "flax_digits.py", "--checkpoint", tmp_path)
+    printed(*where, "--epochs", "1", XLA_FLAGS=flags)
+    assert accuracy(printed(*where, "--epochs", "3", XLA_FLAGS=flags)) > 0.9
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["0", "1", "2"]

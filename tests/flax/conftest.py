@@ -18,9 +18,7 @@ class Nnx:
     theirs, ours = nnx.BatchNorm, batchnorm.flax.BatchNorm
 
     def __init__(self, ours: bool, features: int, **options: Any) -> None:
-        self.module = (self.ours if ours else self.theirs)(
-            features, rngs=nnx.Rngs(0), **options
-        )
+        self.module = (self.ours if ours else self.theirs)(features, rngs=nnx.Rngs(0), **options)
 
     def init(self, x: Any) -> None:
         """Nothing: an nnx module has its variables."""
@@ -34,8 +32,7 @@ class Nnx:
         return {name: np.asarray(value) for name, value in state.items()}
 
     def tree(self) -> Any:
-        graph, state = nnx.split(self.module)
-        leaves = jax.tree.leaves_with_path(state)
+        leaves = jax.tree.leaves_with_path(nnx.state(self.module))
         return [(jax.tree_util.keystr(path), one.shape, str(one.dtype)) for path, one in leaves]
 
     def __call__(self, x: Any, training: bool = True, **given: Any) -> Any:

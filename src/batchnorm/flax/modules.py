@@ -111,4 +111,3 @@ class BatchNorm(nnx.BatchNorm):
         """Whether this call changes the statistics: else nothing is assigned."""
         update = options.update_statistics
         return not use_running_average if update == "auto" else update is True
-

@@ -139,7 +139,9 @@ def mask_of(x: jax.Array, mask: Any, options: Options) -> Any:
         return None
     mask = jnp.asarray(mask)
     shape = (1,) * (x.ndim - mask.ndim) + mask.shape
-    if len(shape) != x.ndim or any(size not in (1, n) for size, n in zip(shape, x.shape, strict=True)):
+    if len(shape) != x.ndim or any(
+        size not in (1, n) for size, n in zip(shape, x.shape, strict=True)
+    ):
         return mask
     axes = _axes.resolve(options.axis, x.ndim, options.owner)
     if any(shape[axis] != 1 for axis in axes):
