@@ -172,6 +172,7 @@ class StandardizeOver(torch.autograd.Function):
         x, weights, *vectors_ = ctx.saved_tensors
         given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
         operands = (x, ctx.sizes, dy, weights)
+        found: tuple[Any, ...]
         if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
             found = exact_backward(
                 operations, x, dy, ctx.sizes, weights, given, *how, False, ctx.replicas
