@@ -21,13 +21,15 @@ SMALLEST = 1.2e-38  # what float32 holds with all its digits: below, epsilon may
 class Case(NamedTuple):
     """What all steps of a call have in common.
 
-    `view` is a `batchnorm._axes.View`; weights have its shape `split`, but 1 on the axes.
+    `view` is a `batchnorm._axes.View`; weights have its shape `split`, but 1 on the axes. A
+    residual, like x, is for kernels that add it.
     """
 
     view: Any
     weights: Tensor | None
     epsilon: float
     activation: str | None
+    residual: Tensor | None = None
 
 
 def statistics_dtype(dtype: str) -> str:
