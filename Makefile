@@ -44,7 +44,7 @@ $(BIN)/python:
 
 # What an installation is made of: a stamp that is older than one of them makes pip run again. The
 # package is installed as a user would, kernels and all; build/ keeps what was compiled.
-SOURCES := pyproject.toml constraints.txt $(shell find src kernels -type f -name '*.*' ! -name '*.pyc')
+SOURCES := pyproject.toml constraints.txt tests/without_dependencies.txt $(shell find src kernels -type f -name '*.*' ! -name '*.pyc')
 
 $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 	$(PIP) '.[jax,demo]'
@@ -52,6 +52,7 @@ $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
 	$(PIP) '.[all,test]'
+	$(PIP) --no-deps -r tests/without_dependencies.txt
 	@touch $@
 
 demo: $(VENV)/.demo  ## set up what is missing, then train on real digits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import numbers
 import operator
@@ -188,6 +190,11 @@ class Options:
                 f"{self.owner}: virtual_batch_size must be a positive integer or None; got {size}."
             )
         return size
+
+    @functools.cached_property
+    def without_activation(self) -> Options:
+        """The same without the activation, made once: it comes behind a residual."""
+        return dataclasses.replace(self, activation=None)
 
     @property
     def momenta_are_numbers(self) -> bool:

@@ -174,9 +174,15 @@ def _made(
         filled=sized and not weighted,
         replicas=replicas,
         vectors=_axes.parameter_shape(shape, axes),
-        needed=(*state_names(options), *(("num_updates",) if options.momentum is None else ())),
+        needed=_needed(options, batch, update),
         plain=plain,
     )
+
+
+def _needed(options: Options, batch: bool, update: bool) -> tuple[str, ...]:
+    if batch and not update and not options.renorm:
+        return ()
+    return (*state_names(options), *(("num_updates",) if options.momentum is None else ()))
 
 
 def statistics_type(dtype: str, owner: str) -> str:

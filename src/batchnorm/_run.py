@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from batchnorm._arguments import PARAMETERS, check_vectors
 from batchnorm._axes import View
 from batchnorm._correction import Affine, correct
-from batchnorm._moments import Moments, constant, first_groups, merge_replicas
+from batchnorm._moments import Moments, first_groups, merge_replicas
 from batchnorm._open import open_view, open_whole
 from batchnorm._plan import Plan
 from batchnorm._rows import Rows, State, row_of
@@ -101,33 +101,32 @@ def train(ops: Any, plan: Plan, x: Tensor, given: Operands) -> tuple[Tensor, Mom
     """y with the batch's own statistics, and these: moments, correct, standardize."""
     view, parameters, old, weights = given
     steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
-    values = steps.wide(x)
     case = Case(view, weights, plan.options.epsilon, None)
     if plan.way == "at once":
         by = correct(ops, plan, view, x, old, parameters)
         case = case._replace(activation=by.activation)
-        y, measured = steps.forward(values, case, by.scale, by.offset)
+        y, measured = steps.forward(x, case, by.scale, by.offset)
         if plan.replicas is not None:  # one: the same numbers, now known to be on all replicas
             measured = merge_replicas(ops, measured, plan.replicas)
     else:
-        own = measured = used = steps.moments(values, case)
+        own = measured = used = steps.moments(x, case)
         replicas = None
         if plan.replicas is not None:
             aligned = _aligned(ops, plan, view, own)
             measured = merge_replicas(ops, own, aligned)
             if plan.several:
                 replicas = aligned
-                used = steps.over(own, first_groups(measured, view.groups), replicas)
+                used = first_groups(measured, view.groups)
         live = None
         if plan.weighted:
             live = ~ops.equal(used.count, 0)
             used = _where_live(ops, live, used, old)
-        by = correct(ops, plan, view, x, old, parameters, constant(ops, used), live)
+        by = correct(ops, plan, view, x, old, parameters, used, live)
         case = case._replace(activation=by.activation)
-        y = steps.standardize(values, case, used, by.scale, by.offset, live, replicas)
+        y = steps.standardize(x, case, used, by.scale, by.offset, live, replicas)
     if by.after is not None:
-        y = _leaving_out(ops, given, values, by.after(y))
-    return ops.cast(y, ops.dtype(x)), measured
+        y = _leaving_out(ops, given, x, by.after(y))
+    return y, measured
 
 
 def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
@@ -138,10 +137,14 @@ def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
 def _where_live(ops: Any, live: Tensor, measured: Moments, old: Rows) -> Moments:
     """What normalizes: the batch's moments, and the moving statistics in groups without values."""
     assert measured.remainder is not None
+    mean, variance = (
+        old[name] if name in old else initial(measured.mean)
+        for name, initial in (("moving_mean", ops.zeros_like), ("moving_variance", ops.ones_like))
+    )
     return Moments(
-        ops.where(live, measured.mean, old["moving_mean"]),
+        ops.where(live, measured.mean, mean),
         ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
-        ops.where(live, measured.variance, old["moving_variance"]),
+        ops.where(live, measured.variance, variance),
         measured.count,
     )
 

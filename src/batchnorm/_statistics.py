@@ -46,8 +46,10 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
     """
     options, state, grouped = plan.options, old.state, old.view.groups is not None
     plain = not (grouped or options.renorm_remembers or options.zero_debias)
-    if plan.kernels and plain and options.on_nonfinite != "raise" and options.momenta_are_numbers:
-        new = ops.KERNELS.remember(
+    plain = plain and options.on_nonfinite != "raise" and options.momenta_are_numbers
+    if plain and (plan.kernels or plan.filled):
+        steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
+        new = steps.remember(
             state,
             measured,
             options.momentum,

@@ -87,7 +87,7 @@ def frozen_graph() -> bytes:
         for variable in v1.global_variables():
             for name, value in case.vectors().items():
                 if variable.op.name.endswith(f"/{name}"):
-                    variable.load(value, session)
+                    session.run(v1.assign(variable, value.reshape(variable.shape)))
         names = [f"output_{i:02}" for i in range(len(TF1))]
         return v1.graph_util.convert_variables_to_constants(
             session, graph.as_graph_def(), names

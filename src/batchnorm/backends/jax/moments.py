@@ -75,15 +75,6 @@ class Steps(composite.Steps):
     As with the kernels, moments are constants, and `standardize` has their derivative.
     """
 
-    def wide(self, x: jax.Array) -> jax.Array:
-        return x
-
-    def moments(self, x: jax.Array, case: Case) -> Moments:
-        return composite.moments(operations, jax.lax.stop_gradient(x), case)
-
-    def over(self, measured: Moments, merged: Moments, replicas: Any) -> Moments:
-        return merged
-
     def forward(self, x: jax.Array, case: Case, scale: Any, offset: Any) -> tuple[Any, Moments]:
         measured = self.moments(x, case)
         return self.standardize(x, case, measured, scale, offset), measured

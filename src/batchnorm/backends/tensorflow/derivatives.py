@@ -8,8 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from batchnorm._moments import Moments
-from batchnorm.backends.fused import Sizes, Vectors, recomputed
+from batchnorm.backends.composite import Slopes
+from batchnorm.backends.fused import Sizes, Vectors, exact_backward
 from batchnorm.backends.tensorflow import operations
+from batchnorm.backends.tensorflow.lean import derived, second
 from batchnorm.backends.tensorflow.operations import dtype, reshape, shape
 from batchnorm.backends.tensorflow.place import UNAVAILABLE
 from batchnorm.backends.tensorflow.replicas import Replicas, all_reduce
@@ -118,78 +120,44 @@ def _standardize_over(
     activation: int,
 ) -> tf.Tensor:
     """`standardize` with the moments of all replicas: its derivative adds two vectors over them."""
-    names = [name for name in ("scale", "offset") if getattr(given, name) is not None]
     how = (epsilon, activation)
 
-    def named(affine: tuple[tf.Tensor, ...]) -> Vectors:
-        return given._replace(**dict(zip(names, affine, strict=True)))
+    def forward(x: tf.Tensor, scale: Any, offset: Any) -> tf.Tensor:
+        full = given._replace(scale=scale, offset=offset)
+        return kernels.standardize(x, weights, full, *how, False)
 
-    @tf.custom_gradient
-    def function(x: tf.Tensor, *affine: tf.Tensor) -> Any:
-        y = kernels.standardize(x, weights, named(affine), *how, False)
-        return y, lambda dy: derivative(x, dy, *affine)
-
-    @tf.custom_gradient
-    def derivative(x: tf.Tensor, dy: tf.Tensor, *affine: tf.Tensor) -> Any:
-        sums = kernels.backward_sums(x, dy, weights, named(affine), *how)
+    def backward(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
+        full = given._replace(scale=scale, offset=offset)
+        sums = kernels.backward_sums(x, dy, weights, full, *how)
         both = all_reduce(tf.concat(sums, 1), replicas)
-        dx = kernels.backward_input(x, dy, weights, named(affine), tf.split(both, 2, 1), *how)
-        slopes = dict(zip(("offset", "scale"), sums, strict=True))
-
-        def second(*upstream: tf.Tensor) -> Any:
-            """Its derivative, by differentiating the composite path twice."""
-            inputs = [x, dy, *affine]
-            with tf.GradientTape() as outer:
-                outer.watch(inputs)
-                with tf.GradientTape() as inner:
-                    inner.watch(inputs)
-                    sizes = shape(x)
-                    y = recomputed(
-                        operations, x, sizes, weights, named(affine), *how, False, replicas
-                    )
-                first = inner.gradient(y, [x, *affine], dy)
-                total = tf.add_n(
-                    [
-                        tf.reduce_sum(tf.cast(u * v, given.mean.dtype))
-                        for u, v in zip(upstream, first, strict=True)
-                    ]
-                )
-            return outer.gradient(total, inputs)
-
-        pairs = zip(names, affine, strict=True)
-        return [dx, *(_shaped_like(v, slopes[name]) for name, v in pairs)], second
-
-    return function(x, *(getattr(given, name) for name in names))
-
-
-def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
-    """The derivative of the backward kernel, by differentiating the composite path twice."""
-    x, dy, weights, *given, epsilon = op.inputs
-    named = Vectors(*(None if kernels.is_absent(vector) else vector for vector in given))
-    w = None if weights.shape.num_elements() == 0 else tf.expand_dims(weights, 3)
-    scale, offset = (
-        fill(named.mean) if vector is None else vector
-        for fill, vector in ((tf.ones_like, named.scale), (tf.zeros_like, named.offset))
-    )
-    eps = tf.cast(epsilon, named.mean.dtype)
-    how = (eps, op.get_attr("activation"), op.get_attr("frozen"))
-    inputs = [x, dy, scale, offset]
-    with tf.GradientTape() as outer:
-        outer.watch(inputs)
-        with tf.GradientTape() as inner:
-            inner.watch(inputs)
-            full = named._replace(scale=scale, offset=offset)
-            y = recomputed(operations, x, shape(x), w, full, *how)
-        dx, sum_dy_xh, sum_dy = inner.gradient(y, [x, scale, offset], dy)
-        total = tf.add_n(
-            [
-                tf.reduce_sum(tf.cast(u * v, named.mean.dtype))
-                for u, v in zip(upstream, (dx, sum_dy, sum_dy_xh), strict=True)
-            ]
+        dx = kernels.backward_input(x, dy, weights, full, tf.split(both, 2, 1), *how)
+        d_scale, d_offset = (
+            None if one is None else _shaped_like(one, total)
+            for one, total in ((scale, sums[1]), (offset, sums[0]))
         )
-    d_x, d_dy, d_scale, d_offset = outer.gradient(total, inputs)
-    d_scale = None if named.scale is None else d_scale
-    d_offset = None if named.offset is None else d_offset
+        return Slopes(dx, d_scale, d_offset)
+
+    def exact(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
+        full = given._replace(scale=scale, offset=offset)
+        return exact_backward(operations, x, dy, shape(x), weights, full, *how, False, replicas)
+
+    return derived(forward, backward, exact, x, given.scale, given.offset)
+
+
+def _backward_gradient(op: Any, *upstream: tf.Tensor | None) -> list[tf.Tensor | None]:
+    """The derivative of the backward kernel, by differentiating its formula."""
+    x, dy, weights, *vectors, epsilon = op.inputs
+    given = Vectors(*(None if kernels.is_absent(vector) else vector for vector in vectors))
+    weights = None if weights.shape.num_elements() == 0 else tf.expand_dims(weights, 3)
+    how = (tf.cast(epsilon, given.mean.dtype), op.get_attr("activation"), op.get_attr("frozen"))
+
+    def exact(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
+        full = given._replace(scale=scale, offset=offset)
+        return exact_backward(operations, x, dy, shape(x), weights, full, *how)
+
+    dx, sum_dy, sum_dy_xh = upstream
+    at = (x, dy, given.scale, given.offset)
+    d_x, d_dy, d_scale, d_offset = second(exact, at, Slopes(dx, sum_dy_xh, sum_dy))
     return [d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None]
 
 

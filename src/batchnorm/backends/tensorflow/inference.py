@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from batchnorm.backends.composite import SMALLEST, factor_of, statistics_dtype
+from batchnorm.backends.composite import SMALLEST, factors_of, statistics_dtype
 from batchnorm.backends.tensorflow import operations
 from batchnorm.backends.tensorflow.place import compiles_with_xla
 
@@ -24,10 +24,11 @@ def infer(
     """What `composite.affine_map` says: one operation where TensorFlow's says the same, in one pass
     over x; else three.
     """
+    x = tf.convert_to_tensor(x)  # a derivative of our own takes no variable
     if _is_one_operation(x, view.axes, epsilon):
         return _in_one(x, mean, variance, scale, offset, epsilon)
     wide = statistics_dtype(operations.dtype(x))
-    factor = view.spread(operations, factor_of(operations, variance, scale, epsilon))
+    factor = view.spread(operations, factors_of(operations, variance, scale, epsilon).slope)
     mean = view.spread(operations, mean)
     if offset is not None:
         offset = view.spread(operations, offset)
@@ -70,7 +71,7 @@ def _in_one(
         how = {"mean": mean, "variance": variance, "epsilon": epsilon, "is_training": False}
         return tf.raw_ops.FusedBatchNormV3(x=x, scale=scale, offset=offset, **how).y
 
-    inverse = factor_of(operations, variance, None, epsilon)
+    inverse = factors_of(operations, variance, None, epsilon).inverse
     return _mapped(y_of, x, (3,), mean, inverse, scale, offset)
 
 
@@ -105,5 +106,5 @@ def _mapped(
 
 
 def _summed(values: tf.Tensor, over: list[int], like: tf.Tensor) -> tf.Tensor:
-    total = operations.cast(operations.wide_sum(values, over), operations.dtype(like))
+    total = operations.cast(operations.long_sum(values, over), operations.dtype(like))
     return operations.reshape(total, like.shape.as_list())

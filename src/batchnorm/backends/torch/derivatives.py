@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from batchnorm._moments import Moments
-from batchnorm.backends.fused import Sizes, Vectors, recomputed
+from batchnorm.backends.fused import Sizes, Vectors, exact_backward
 from batchnorm.backends.torch import operations
 from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
 from batchnorm.backends.torch.replicas import Replicas, all_reduce
@@ -71,38 +71,31 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-    """The derivative of `backward`, by differentiating the composite path twice."""
+    """The derivative of `backward`, by differentiating its formula."""
     x, dy, weights, *vectors_ = ctx.saved_tensors
-    sizes, given = ctx.sizes, Vectors(*vectors_)
-    absent = (given.scale is None, given.offset is None)
-    ones = torch.ones_like(given.mean)
-    scale = ones if given.scale is None else given.scale
-    offset = torch.zeros_like(ones) if given.offset is None else given.offset
+    given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation, ctx.frozen)
+    named = {"x": x, "dy": dy, "scale": given.scale, "offset": given.offset}
+    named = {name: one for name, one in named.items() if one is not None}
 
-    def gradients(
-        x: torch.Tensor, dy: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        def y_of(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-            full = given._replace(scale=scale, offset=offset)
-            return recomputed(
-                operations, x, sizes, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
-            )
+    def slopes(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        full = given._replace(**{name: named[name] for name in named.keys() & _AFFINE})
+        both = (named["x"], named["dy"])
+        found = exact_backward(operations, *both, ctx.sizes, weights, full, *how)
+        return {name: one for name, one in found._asdict().items() if one is not None}
 
-        dx, sum_dy_xh, sum_dy = torch.func.vjp(y_of, x, scale, offset)[1](dy)
-        return dx, sum_dy, sum_dy_xh
-
-    values, pull = torch.func.vjp(gradients, x, dy, scale, offset)
-    d_x, d_dy, d_scale, d_offset = pull(
-        tuple(
-            torch.zeros_like(v) if u is None else u for u, v in zip(upstream, values, strict=True)
-        )
+    values, pull = torch.func.vjp(slopes, named)
+    given_back = dict(zip(("x", "offset", "scale"), upstream, strict=True))
+    (found,) = pull(
+        {
+            name: torch.zeros_like(one) if given_back[name] is None else given_back[name]
+            for name, one in values.items()
+        }
     )
-    d_scale, d_offset = (
-        None if missing else grad for missing, grad in zip(absent, (d_scale, d_offset), strict=True)
-    )
+    d_x, d_dy, d_scale, d_offset = (found.get(name) for name in ("x", "dy", "scale", "offset"))
     return d_x, None, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
 
 
+_AFFINE = {"scale", "offset"}
 _RULES = {
     "standardize": (_standardize_derivative, _save),
     "forward": (_forward_derivative, _save_forward),
@@ -179,13 +172,17 @@ class StandardizeOver(torch.autograd.Function):
         x, weights, *vectors_ = ctx.saved_tensors
         given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
         operands = (x, ctx.sizes, dy, weights)
-        # create_graph: derivatives of this one are wanted
-        derivative = _exact_derivative if torch.is_grad_enabled() else _derivative_over
-        dx, d_scale, d_offset = derivative(ctx.replicas, *operands, given, how)
+        if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
+            found = exact_backward(
+                operations, x, dy, ctx.sizes, weights, given, *how, False, ctx.replicas
+            )
+        else:
+            found = _backward_over(ctx.replicas, *operands, given, how)
+        dx, d_scale, d_offset = found
         return None, dx, None, None, None, None, None, None, d_scale, d_offset, None, None, None
 
 
-def _derivative_over(
+def _backward_over(
     replicas: Replicas,
     x: torch.Tensor,
     sizes: Sizes,
@@ -202,24 +199,6 @@ def _derivative_over(
     sums = (half.contiguous() for half in both.chunk(2, 1))
     dx = torch.ops.batchnorm.backward_input(*where, count, scale, offset, live, *sums, *how)
     return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
-
-
-def _exact_derivative(
-    replicas: Replicas,
-    x: torch.Tensor,
-    sizes: Sizes,
-    dy: torch.Tensor,
-    weights: torch.Tensor | None,
-    given: Vectors,
-    how: tuple[float, int],
-) -> tuple[torch.Tensor | None, ...]:
-    """The same with all its derivatives, through the composite path."""
-    y = recomputed(operations, x, sizes, weights, given, *how, False, replicas)
-    wanted = {0: x, 1: given.scale, 2: given.offset}
-    wanted = {i: one for i, one in wanted.items() if one is not None and one.requires_grad}
-    found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
-    gradients = dict(zip(wanted, found, strict=True))
-    return gradients.get(0), gradients.get(1), gradients.get(2)
 
 
 def run(name: str, *operands: Any) -> Any:

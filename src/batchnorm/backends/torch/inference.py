@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from batchnorm.backends.composite import SMALLEST, factor_of
+from batchnorm.backends.composite import SMALLEST, factors_of
 from batchnorm.backends.torch import operations
 from batchnorm.backends.torch.place import exporting
 
@@ -37,7 +37,7 @@ def infer(
             for one in (mean, variance, scale, offset)
         )
         return torch.nn.functional.batch_norm(x, *vectors, False, 0.0, epsilon)
-    factor = view.spread(operations, factor_of(operations, variance, scale, epsilon))
+    factor = view.spread(operations, factors_of(operations, variance, scale, epsilon).slope)
     # PyTorch promotes 16 bits by itself; what reads an export may not
     wide = operations.cast(x, operations.dtype(mean)) if exporting() else x
     y = wide - view.spread(operations, mean)

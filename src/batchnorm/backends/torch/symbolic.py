@@ -30,8 +30,12 @@ def record(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         and (axis < 0 or axis == 1)
         and not isinstance(parameters, Proxy)
         and not isinstance(state, Proxy)
+        and {"moving_mean", "moving_variance"} <= state.keys()
     ):
-        return _affine(x, axis, parameters, state, arguments["epsilon"]), dict(state)
+        y = _affine(x, axis, parameters, state, arguments["epsilon"])
+        if "residual" in options:
+            y = y + options["residual"]
+        return torch.relu(y) if options.get("activation") == "relu" else y, dict(state)
     return x.tracer.create_proxy("call_function", function, (x, parameters, state), options)
 
 
