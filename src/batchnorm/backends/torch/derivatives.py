@@ -214,8 +214,8 @@ def standardize(
 ) -> torch.Tensor:
     """y; with `replicas`, the moments came from x on all of them, and there is no residual."""
     if residual is not None:
-        operands = (x, sizes, residual, weights, *given)
-        return run("standardize_add", *operands, epsilon, activation, frozen)
+        how = (epsilon, activation, frozen)
+        return run("standardize_add", x, sizes, residual, weights, *given, *how)
     operands = (x, sizes, weights, *given, epsilon, activation)
     if replicas is not None:
         return StandardizeOver.apply(replicas, *operands)
