@@ -173,7 +173,7 @@ class StandardizeOver(torch.autograd.Function):
         given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
         operands = (x, ctx.sizes, dy, weights)
         if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
-            found = exact_backward(
+            found: tuple[Any, ...] = exact_backward(
                 operations, x, dy, ctx.sizes, weights, given, *how, False, ctx.replicas
             )
         else:
