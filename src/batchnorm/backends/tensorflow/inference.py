@@ -30,7 +30,7 @@ def infer(
     wide = statistics_dtype(operations.dtype(x))
     factor = view.spread(operations, factors_of(operations, variance, scale, epsilon).slope)
     mean = view.spread(operations, mean)
-    minus_mean = -mean
+    minus_mean = mean * -1.0  # of a negation, Grappler makes a subtraction again
     if offset is not None:
         offset = view.spread(operations, offset)
 
