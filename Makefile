@@ -34,7 +34,7 @@ REQUESTED := BATCHNORM_TEST_BACKENDS
 ALL_REQUESTED := $(subst $(space),$(comma),$(strip $(BACKENDS)))
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 
-.PHONY: help demo test summary lint format types selfcheck bench clean $(addprefix test-,$(SUITES))
+.PHONY: help demo test summary lint format types selfcheck selfcheck-arm bench clean $(addprefix test-,$(SUITES))
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,7 +44,7 @@ $(BIN)/python:
 
 # What an installation is made of: a stamp that is older than one of them makes pip run again. The
 # package is installed as a user would, kernels and all; build/ keeps what was compiled.
-SOURCES := pyproject.toml constraints.txt $(shell find src kernels -type f -name '*.*' ! -name '*.pyc')
+SOURCES := pyproject.toml constraints.txt tests/without_dependencies.txt $(shell find src kernels -type f -name '*.*' ! -name '*.pyc')
 
 $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 	$(PIP) '.[jax,demo]'
@@ -52,6 +52,7 @@ $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
 	$(PIP) '.[all,test]'
+	$(PIP) --no-deps -r tests/without_dependencies.txt
 	@touch $@
 
 demo: $(VENV)/.demo  ## set up what is missing, then train on real digits
@@ -107,11 +108,19 @@ types: $(VENV)/.test  ## mypy
 # Each instruction set that this processor has; a higher one than that falls back to the best.
 selfcheck: $(VENV)/.test  ## the kernels against plain loops, under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S kernels -B build/selfcheck -DBATCHNORM_SANITIZE=ON >/dev/null
-	$(BIN)/cmake --build build/selfcheck --target selfcheck bench -j 2 >/dev/null
+	$(BIN)/cmake --build build/selfcheck --target selfcheck tunecheck bench -j 2 >/dev/null
+	build/selfcheck/tunecheck
 	for isa in baseline v3 best; do \
 	  BATCHNORM_ISA=$$isa OMP_NUM_THREADS=2 build/selfcheck/selfcheck 60 || exit 1; \
 	done
 	OMP_NUM_THREADS=2 build/selfcheck/bench 2 0 0 all all 32 48 50 >/dev/null
+
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user.
+selfcheck-arm: $(VENV)/.test  ## the kernels for 64-bit Arm against plain loops, under emulation
+	$(BIN)/cmake -S kernels -B build/selfcheck-arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ >/dev/null
+	$(BIN)/cmake --build build/selfcheck-arm --target selfcheck -j 2 >/dev/null
+	OMP_NUM_THREADS=2 qemu-aarch64 -L /usr/aarch64-linux-gnu build/selfcheck-arm/selfcheck 60
 
 bench: $(VENV)/.test  ## measure against the peers on this machine, about an hour
 	$(QUIET) $(BIN)/python -m benchmarks $(BENCH_ARGS)

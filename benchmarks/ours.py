@@ -67,19 +67,6 @@ def plain(given: Given, training: bool = True, **options: Any) -> Function:
     return function
 
 
-def with_relu(given: Given) -> Function:
-    """BN + ReLU in one, as the Keras layers call it: `batch_norm` has no `activation`."""
-    from batchnorm._batch_norm import normalize
-    from batchnorm._options import Options
-
-    options = Options(axis=given.axis, momentum=MOMENTUM, epsilon=EPSILON, activation="relu")
-
-    def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any, Any]:
-        return normalize(options, x, {"gamma": gamma, "beta": beta}, state, training=True)
-
-    return function
-
-
 def then(function: Function, activation: Callable[[Any], Any]) -> Function:
     """The function, and an activation after it."""
 

@@ -229,6 +229,42 @@ def test_a_state_of_another_mode_is_refused(engine: engines.Engine) -> None:
     )
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_no_state_is_needed_where_no_statistics_are_asked_for(
+    engine: engines.Engine, fused: bool
+) -> None:
+    x = np.random.default_rng(3).normal(1.0, 2.0, (6, 3)).astype("float32")
+    start = {"moving_mean": np.zeros(3), "moving_variance": np.ones(3)}
+    options = {"statistics": "batch", "update_statistics": False}
+    for weighted in ({}, {"mask": np.arange(6) < 4}, {"mask": np.zeros(6, bool)}):
+        tensors = {name: engine.tensor(one) for name, one in weighted.items()}
+        for state in (None, {}):
+            y, new = batchnorm.batch_norm(
+                engine.tensor(x), {}, state, fused=fused, **options, **tensors
+            )
+            want = reference.batch_norm(x, {}, start, **options, **weighted)
+            assert_close(engine.numpy(y), want.y, 1e-5, "y")
+            assert new == {}
+
+
+def test_a_state_that_is_needed_is_asked_for(engine: engines.Engine) -> None:
+    with pytest.raises(ValueError, match="state") as caught:
+        batchnorm.batch_norm(engine.tensor(np.zeros((4, 3)), "float32"), {}, training=True)
+    assert str(caught.value) == (
+        "batch_norm: state must hold moving_mean, moving_variance; got no moving_mean, "
+        "moving_variance. Start from batchnorm.init with the same axis, renorm and zero_debias."
+    )
+
+
+def test_an_activation_is_one_that_kernels_have(engine: engines.Engine) -> None:
+    x = engine.tensor(np.array([[1.0, -2.0], [3.0, 4.0]]), "float32")
+    y, _ = batchnorm.batch_norm(x, *batchnorm.init(x), activation="relu", epsilon=0.0)
+    np.testing.assert_array_equal(engine.numpy(y), [[1, 0], [3, 4]])
+    with pytest.raises(ValueError, match="activation") as caught:
+        batchnorm.batch_norm(x, *batchnorm.init(x), activation="tanh")
+    assert str(caught.value) == "batch_norm: activation must be one of None, 'relu'; got 'tanh'."
+
+
 def test_a_vector_of_another_size_is_refused(engine: engines.Engine) -> None:
     gamma = engine.tensor(np.ones(4, "float32"))
     assert refusal(engine, ValueError, parameters={"gamma": gamma}) == (

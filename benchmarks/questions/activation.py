@@ -24,7 +24,7 @@ def cases(settings: Settings) -> list[Case]:
 def contest(case: Case, settings: Settings) -> Contest:
     use = engine(settings.framework)
     given = use.given(case, native=True)
-    one, two = ours.with_relu(given), ours.then(ours.plain(given), use.relu)
+    one, two = ours.plain(given, activation="relu"), ours.then(ours.plain(given), use.relu)
     return Contest(
         {"ours, activation='relu'": use.forward_backward(one, given)},
         peers={"ours, then relu": use.forward_backward(two, given)},

@@ -43,6 +43,8 @@ template <class T> struct Driver {
     coefficient(C0)[i] = (S)(live / count * (sum_dy - value(call.remainder, i, 0) * k * sum_dy_xh));
   }
 
+  static constexpr double kRounding = sizeof(S) == 4 ? 0x1p-23 : 0x1p-52;
+
   void finish_moments(int64_t i0, int64_t i1) const {
     S *mean = (S*)call.mean, *remainder = (S*)call.remainder, *variance = (S*)call.variance;
     for (int64_t from = i0; from < i1; from += 64) {
@@ -50,9 +52,12 @@ template <class T> struct Driver {
       const int64_t n = least(64, i1 - from);
       fold(partial(0, 0, from), partial(1, 0, from), partial(2, 0, from), p.segments, all, n, w, m, q);
       for (int64_t i = 0; i < n; i++) {
+        const double v = w[i] != 0 ? q[i] / w[i] : 0, rest = m[i] - (double)(S)m[i];
         mean[from + i] = (S)m[i];
-        if (remainder) remainder[from + i] = finite(m[i]) ? (S)(m[i] - (double)(S)m[i]) : 0;
-        variance[from + i] = (S)(w[i] != 0 ? q[i] / w[i] : 0);
+        // Below the rounding of (x - mean) / stddev it is left out: a moving mean has none, and statistics that have
+        // converged to the batch's normalize to the same bits.
+        if (remainder) remainder[from + i] = finite(m[i]) && rest * rest > kRounding * kRounding * v ? (S)rest : 0;
+        variance[from + i] = (S)v;
       }
     }
   }

@@ -30,20 +30,26 @@ const int kSpinMicroseconds = 30;
 void pause_briefly() {
 #if defined(__SSE2__)
   _mm_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+  asm volatile("yield");
 #endif
 }
 
 // Denormal and rounding modes are per thread: workers must compute as the caller does.
-unsigned float_modes() {
+uint64_t float_modes() {
+  uint64_t modes = 0;
 #if defined(__SSE2__)
-  return _mm_getcsr() & ~0x3fu;
-#else
-  return 0;
+  modes = _mm_getcsr() & ~0x3fu;
+#elif defined(__aarch64__) && defined(__GNUC__)
+  asm volatile("mrs %0, fpcr" : "=r"(modes));
 #endif
+  return modes;
 }
-void set_float_modes(unsigned modes) {
+void set_float_modes(uint64_t modes) {
 #if defined(__SSE2__)
-  _mm_setcsr(modes);
+  _mm_setcsr((unsigned)modes);
+#elif defined(__aarch64__) && defined(__GNUC__)
+  asm volatile("msr fpcr, %0" : : "r"(modes));
 #else
   (void)modes;
 #endif
@@ -60,7 +66,7 @@ struct Job {
   Task task;
   void* context;
   int participants;
-  unsigned modes;
+  uint64_t modes;
   std::atomic<int> arrivals{0};
   Range range[kMaxThreads];
 
@@ -260,7 +266,7 @@ void pool_run(int64_t n, Task task, void* context, int64_t bytes) {
       Job job(n, task, context, threads);
       executor([](void* p, int64_t self) {
         Job* j = (Job*)p;
-        const unsigned own = float_modes();
+        const uint64_t own = float_modes();
         set_float_modes(j->modes);
         j->work((int)self);
         set_float_modes(own);

@@ -16,6 +16,9 @@
 #endif
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__GNUC__)
+#define BN_NEON 1
+#include <arm_neon.h>
 #endif
 #if defined(__GNUC__)
 #define BN_INLINE static inline __attribute__((always_inline))
@@ -58,6 +61,9 @@ BN_INLINE VD fma(VD a, VD b, VD c) { return _mm512_fmadd_pd(a, b, c); }
 #elif defined(BN_V3)
 BN_INLINE VF fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 BN_INLINE VD fma(VD a, VD b, VD c) { return _mm256_fmadd_pd(a, b, c); }
+#elif defined(BN_NEON)
+BN_INLINE VF fma(VF a, VF b, VF c) { return (VF)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+BN_INLINE VD fma(VD a, VD b, VD c) { return (VD)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #else
 BN_INLINE VF fma(VF a, VF b, VF c) { return a * b + c; }
 BN_INLINE VD fma(VD a, VD b, VD c) { return a * b + c; }
@@ -147,6 +153,15 @@ BN_INLINE __m128i to_bits(VF v, bfloat) {
   BN_INLINE void stream(T* p, VF v) { _mm_stream_si128((__m128i*)p, to_bits(v, T{})); }
 BN_SIXTEEN(half)
 BN_SIXTEEN(bfloat)
+#elif defined(BN_NEON)
+BN_INLINE VF load(const half* p, Full) { return (VF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
+BN_INLINE VF load(const bfloat* p, Full) { return (VF)vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&p->bits), 16)); }
+BN_INLINE void store(half* p, VF v, Full) { vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v))); }
+BN_INLINE void store(bfloat* p, VF v, Full) {  // to nearest, ties to even: half of the last bit, and a little less where that is 0
+  const float32x4_t number = vbslq_f32(vceqq_f32((float32x4_t)v, (float32x4_t)v), (float32x4_t)v, vdupq_n_f32(NAN));
+  const uint32x4_t u = vreinterpretq_u32_f32(number), odd = vtstq_u32(u, vdupq_n_u32(0x10000));  // all bits where it is 1
+  vst1_u16(&p->bits, vaddhn_u32(u, vsubq_u32(vdupq_n_u32(0x7fff), odd)));
+}
 #elif defined(__SSE2__)
 BN_INLINE void stream(float* p, VF v) { _mm_stream_ps(p, v); }
 BN_INLINE void stream(double* p, VD v) { _mm_stream_pd(p, v); }

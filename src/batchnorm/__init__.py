@@ -14,13 +14,13 @@ from batchnorm.backends import why_not
 # What needs a framework, or takes time to load, is imported when it is asked for: type checkers
 # are told here what the others find below.
 if TYPE_CHECKING:
-    from batchnorm.keras.synchronized import set_synchronized
     from batchnorm.tools.explanation import explain
     from batchnorm.tools.folding import fold
     from batchnorm.tools.freezing import freeze, frozen, unfreeze
     from batchnorm.tools.inspection import inspect
     from batchnorm.tools.reestimation import reestimate, reestimated
     from batchnorm.tools.repairing import repair
+    from batchnorm.tools.synchronization import set_synchronized
 
 __version__ = "0.1.0"
 __all__ = [

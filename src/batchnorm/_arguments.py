@@ -8,6 +8,7 @@ from typing import Any
 
 from batchnorm import _axes
 from batchnorm._plan import Plan
+from batchnorm._weights import printable
 
 Tensor = Any
 
@@ -37,6 +38,23 @@ def resolve_training(ops: Any, training: Any, owner: str, name: str = "training"
     if known not in (0, 1):
         raise refusal(ValueError)
     return bool(known)
+
+
+def check_residual(ops: Any, owner: str, x: Tensor, residual: Tensor) -> None:
+    """Refuses a residual that is no array like x."""
+    shapes = [
+        printable(ops, _axes.shape_of(ops, one, owner, name))
+        for name, one in (("x", x), ("residual", residual))
+    ]
+    fits = len(shapes[0]) == len(shapes[1]) and all(
+        size == of or None in (size, of) for size, of in zip(*shapes, strict=True)
+    )
+    types = [ops.dtype(one) for one in (x, residual)]
+    if not fits or types[0] != types[1]:
+        raise ValueError(
+            f"{owner}: residual must have the input's shape and type, {shapes[0]} of {types[0]}; "
+            f"got {shapes[1]} of {types[1]}."
+        )
 
 
 PARAMETERS = ("gamma", "beta")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from batchnorm import _axes
-from batchnorm._arguments import resolve_training
+from batchnorm._arguments import check_residual, resolve_training
 from batchnorm._chunks import filled_up
 from batchnorm._open import by_training
 from batchnorm._options import Options
@@ -23,8 +23,17 @@ from batchnorm._plan import plan, statistics_type
 from batchnorm._rows import State
 from batchnorm._run import run
 from batchnorm._statistics import initial_value, state_names
-from batchnorm._types import GhostOrder, OnNonfinite, Statistics, T, UpdateStatistics, ZeroDebias
-from batchnorm.backends import backend_of
+from batchnorm._types import (
+    Activation,
+    GhostOrder,
+    OnNonfinite,
+    Statistics,
+    T,
+    UpdateStatistics,
+    ZeroDebias,
+)
+from batchnorm.backends import backend_of, recorder_of
+from batchnorm.backends.composite import activated
 
 Tensor = Any
 
@@ -32,11 +41,12 @@ Tensor = Any
 def batch_norm(
     x: T,
     parameters: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None = None,
     *,
     training: bool | Tensor = False,
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
+    residual: T | None = None,
     axis: int | Sequence[int] = -1,
     momentum: float | Tensor | None = 0.99,
     epsilon: float = 1e-3,
@@ -54,6 +64,7 @@ def batch_norm(
     on_nonfinite: OnNonfinite = "skip",
     zero_debias: ZeroDebias = False,
     ghost_order: GhostOrder = "strided",
+    activation: Activation = None,
 ) -> tuple[T, State]:
     """Normalizes x and returns it with the next state; nothing is changed in place.
 
@@ -72,11 +83,13 @@ def batch_norm(
 
     Args:
         parameters: `gamma` and `beta`; either may be missing.
-        state: what `batchnorm.init` returned, or a previous call. See `batchnorm._statistics`.
+        state: what `batchnorm.init` returned, or a previous call. See `batchnorm._statistics`. Not
+            needed with `statistics="batch", update_statistics=False`, unless for renorm.
         training: a bool, 0 or 1, or a boolean scalar tensor.
         mask: False excludes a position from the statistics; it is still normalized. Excluded
             values may be NaN: their output is `offset`.
         batch_weights: weight 2 counts like the same value twice. Multiplied with `mask`.
+        residual: of x's shape and type; y = activation(batch_norm(x) + residual).
         axis: the dimension or dimensions that keep their own statistics.
         momentum: the share of the old moving statistics that a step keeps, in [0, 1]. None: the
             average over all updates so far, by `num_updates` of the state.
@@ -110,12 +123,14 @@ def batch_norm(
             it alone, "propagate" writes it, "raise" raises.
         zero_debias: "mean" (or True) removes the initial value from the moving mean, "both" from
             the variance too.
+        activation: None or "relu", applied to y. It runs inside the kernels, which keep nothing for
+            its gradient.
 
     Returns:
         y, of x's shape and type, and the new state with the keys of `state`.
 
     Edge cases: a channel without values (empty batch, all masked, weights of total 0) is
-    normalized with its moving statistics and keeps its state.
+    normalized with its moving statistics (0 and 1 without a state) and keeps its state.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be.
@@ -124,7 +139,16 @@ def batch_norm(
     References: Ioffe & Szegedy 2015, algorithms 1 and 2; Ioffe 2017, algorithm 1 (renorm);
     Hoffer, Hubara & Soudry 2017, algorithm 1 (ghost batches).
     """
-    ops = backend_of(x)
+    state = {} if state is None else state
+    try:
+        ops = backend_of(x, parameters, state)
+    except TypeError:
+        arguments = locals()
+        record = recorder_of(x)
+        if record is None:
+            raise
+        recorded: tuple[Tensor, State] = record(batch_norm, arguments)
+        return recorded
     options = _options(
         ops.traced(x),
         axis,
@@ -144,8 +168,10 @@ def batch_norm(
         update_statistics,
         on_nonfinite,
         zero_debias,
+        activation,
     )
-    return normalize(options, x, parameters, state, training, mask, batch_weights, ops=ops)
+    given = (x, parameters, state, training, mask, batch_weights)
+    return normalize(options, *given, residual=residual, ops=ops)
 
 
 def _options(traced: bool, *given: Any) -> Options:
@@ -217,6 +243,7 @@ def normalize(
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
     update_from: Mapping[str, Tensor] | None = None,
+    residual: Tensor | None = None,
     ops: Any = None,
 ) -> tuple[Tensor, State]:
     """`batch_norm` with options that were checked before, which is what layers call: plan, run.
@@ -229,12 +256,20 @@ def normalize(
     ops = ops or backend_of(x)
     training = resolve_training(ops, training, options.owner)
     weighted = mask is not None or batch_weights is not None
+    if residual is not None:
+        check_residual(ops, options.owner, x, residual)
+        alone = isinstance(training, bool) and options.ghost_order != "chunks"
+        if not (alone and plan(ops, options, x, training, weighted).adds(ops)):
+            call = (x, parameters, state, training, mask, batch_weights, update_from)
+            y, new = normalize(options.without_activation, *call, ops=ops)
+            return activated(ops, y + residual, options.activation), new
 
     def way(training: bool, x: Tensor) -> tuple[Tensor, State]:
         filled = filled_up(ops, options, x, training, mask, batch_weights)
         if filled is None:
             chosen = plan(ops, options, x, training, weighted)
-            return run(ops, chosen, x, parameters, state, mask, batch_weights, update_from)
+            others = (mask, batch_weights, update_from, residual)
+            return run(ops, chosen, x, parameters, state, *others)
         chosen = plan(ops, filled.options, filled.x, training, True)
         given = (filled.x, parameters, state, filled.mask, filled.batch_weights, update_from)
         y, new = run(ops, chosen, *given)

@@ -69,8 +69,7 @@ def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
 def merge_replicas(ops: Any, moments: Moments, replicas: Any) -> Moments:
     """The moments of every group over all replicas, the same bits on each of them.
 
-    One collective: each replica sends its moments packed as `[G, 3C + 1]`. The result is constant;
-    `attached` has the derivatives.
+    One collective: each replica sends its moments packed as `[G, 3C + 1]`. The result is constant.
 
     Shapes: `[G, C]`, count `[G, 1]`. Ghost batches: group j of all replicas is one group, and the
     result has the groups of the replica with most of them; the others sent a count of 0.
@@ -90,33 +89,6 @@ def first_groups(moments: Moments, groups: Any) -> Moments:
     mean, remainder, variance, count = moments
     first = None if remainder is None else remainder[:groups]
     return Moments(mean[:groups], first, variance[:groups], count[:groups])
-
-
-def attached(ops: Any, merged: Moments, moments: Moments, replicas: Any) -> Moments:
-    """`merged`, constants, as a function of every replica's moments, of which they were merged.
-
-    Formula: with e and f the changes of a replica's mean m and variance, and s its share of the
-    count,
-        mean = M + E, variance = V + sum(s (f + 2 (m - M) e + e^2)) - E^2, where E = sum(s e),
-    exactly. Both sums are over replicas and of zeros, so nothing travels before the derivative
-    does: one collective of `[G, 2C]`.
-    """
-    assert merged.remainder is not None
-    assert moments.remainder is not None
-    own: Any = constant(ops, moments)
-    c = ops.shape(own.mean)[1]
-    total = ops.where(ops.equal(merged.count, 0), ops.ones_like(merged.count), merged.count)
-    share = own.count / total
-    distance = (own.mean - merged.mean) + (own.remainder - merged.remainder)
-    e = (moments.mean - own.mean) + (moments.remainder - own.remainder)
-    f = moments.variance - own.variance
-    zeros = ops.concatenate((share * e, share * (f + (2 * distance + e) * e)), 1)
-    sums = replicas.sum_of_zeros(zeros)
-    mean, variance = sums[:, :c], sums[:, c:]
-    return merged._replace(
-        remainder=merged.remainder + mean,
-        variance=merged.variance + (variance - mean * mean),
-    )
 
 
 def unbiased(ops: Any, moments: Moments) -> Moments:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import numbers
 import operator
@@ -74,6 +76,9 @@ class Options:
                 f"{self.owner}: adjustment must be a function of the input's shape that returns "
                 f"(scale, bias); got {self.adjustment!r}."
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Options:
+        return self  # nothing in it changes but the plans, which copies may share
 
     def _checked_axis(self) -> int | tuple[int, ...]:
         axis: Any = self.axis
@@ -188,6 +193,11 @@ class Options:
                 f"{self.owner}: virtual_batch_size must be a positive integer or None; got {size}."
             )
         return size
+
+    @functools.cached_property
+    def without_activation(self) -> Options:
+        """The same without the activation, made once: it comes behind a residual."""
+        return dataclasses.replace(self, activation=None)
 
     @property
     def momenta_are_numbers(self) -> bool:

@@ -86,6 +86,16 @@ class Plan:
         """Whether statistics are merged over more than one replica."""
         return self.replicas is not None and self.replicas.number > 1
 
+    def adds(self, ops: Any) -> bool:
+        """Whether the kernels that run add a residual in their own pass."""
+        return (
+            self.kernels
+            and ops.KERNELS.adds
+            and (self.batch or not self.traced)
+            and not self.several
+            and self.options.adjustment is None
+        )
+
     def __repr__(self) -> str:
         shown = ("way", "batch", "update", "kernels", "reason", "shape", "axes", "dtype")
         given = [f"{name}={getattr(self, name)!r}" for name in shown]
@@ -174,9 +184,15 @@ def _made(
         filled=sized and not weighted,
         replicas=replicas,
         vectors=_axes.parameter_shape(shape, axes),
-        needed=(*state_names(options), *(("num_updates",) if options.momentum is None else ())),
+        needed=_needed(options, batch, update),
         plain=plain,
     )
+
+
+def _needed(options: Options, batch: bool, update: bool) -> tuple[str, ...]:
+    if batch and not update and not options.renorm:
+        return ()
+    return (*state_names(options), *(("num_updates",) if options.momentum is None else ()))
 
 
 def statistics_type(dtype: str, owner: str) -> str:

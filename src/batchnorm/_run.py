@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from batchnorm._arguments import PARAMETERS, check_vectors
 from batchnorm._axes import View
 from batchnorm._correction import Affine, correct
-from batchnorm._moments import Moments, constant, first_groups, merge_replicas
+from batchnorm._moments import Moments, first_groups, merge_replicas
 from batchnorm._open import open_view, open_whole
 from batchnorm._plan import Plan
 from batchnorm._rows import Rows, State, row_of
@@ -28,9 +28,10 @@ def run(
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
     update_from: Mapping[str, Tensor] | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """What a plan says, of one call's tensors."""
-    if plan.plain and update_from is None:
+    """What a plan says, of one call's tensors; with a residual only where it `adds` it."""
+    if plan.plain and update_from is None and residual is None:
         done: tuple[Tensor, State] | None = ops.KERNELS.whole(plan, x, parameters, state)
         if done is not None:
             return done
@@ -38,11 +39,10 @@ def run(
     given = (parameters, state, mask, batch_weights)
     if plan.batch:
         operands = laid_out(ops, plan, plan.view or open_view(ops, plan, x), x, *given)
-        y, measured = train(ops, plan, x, operands)
+        y, measured = train(ops, plan, x, operands, residual)
     else:
-        y = infer(
-            ops, plan, x, laid_out(ops, plan, plan.whole or open_whole(ops, plan, x), x, *given)
-        )
+        operands = laid_out(ops, plan, plan.whole or open_whole(ops, plan, x), x, *given)
+        y = infer(ops, plan, x, operands, residual)
     if not plan.update:
         return y, dict(state)
     if not plan.batch:
@@ -79,9 +79,12 @@ def laid_out(
     return Operands(view, (gamma, beta), Rows(ops, view, state, dtype), weights)
 
 
-def infer(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Tensor:
+def infer(
+    ops: Any, plan: Plan, x: Tensor, given: Operands, residual: Tensor | None = None
+) -> Tensor:
     """y with the moving statistics: an affine map on x's own shape."""
-    case = Case(given.view, given.weights, plan.options.epsilon, plan.options.activation)
+    how = (plan.options.epsilon, plan.options.activation)
+    case = Case(given.view, given.weights, *how, residual)
     # a program that leaves this process must not need this package's operators there
     steps = ops.KERNELS if plan.kernels and not plan.traced else ops.COMPOSITE
     used = Moments(given.old["moving_mean"], None, given.old["moving_variance"], None)
@@ -97,37 +100,38 @@ def measure(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Moments:
     return merge_replicas(ops, own, _aligned(ops, plan, given.view, own))
 
 
-def train(ops: Any, plan: Plan, x: Tensor, given: Operands) -> tuple[Tensor, Moments]:
+def train(
+    ops: Any, plan: Plan, x: Tensor, given: Operands, residual: Tensor | None = None
+) -> tuple[Tensor, Moments]:
     """y with the batch's own statistics, and these: moments, correct, standardize."""
     view, parameters, old, weights = given
     steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
-    values = steps.wide(x)
-    case = Case(view, weights, plan.options.epsilon, None)
+    case = Case(view, weights, plan.options.epsilon, None, residual)
     if plan.way == "at once":
         by = correct(ops, plan, view, x, old, parameters)
         case = case._replace(activation=by.activation)
-        y, measured = steps.forward(values, case, by.scale, by.offset)
+        y, measured = steps.forward(x, case, by.scale, by.offset)
         if plan.replicas is not None:  # one: the same numbers, now known to be on all replicas
             measured = merge_replicas(ops, measured, plan.replicas)
     else:
-        own = measured = used = steps.moments(values, case)
+        own = measured = used = steps.moments(x, case)
         replicas = None
         if plan.replicas is not None:
             aligned = _aligned(ops, plan, view, own)
             measured = merge_replicas(ops, own, aligned)
             if plan.several:
                 replicas = aligned
-                used = steps.over(own, first_groups(measured, view.groups), replicas)
+                used = first_groups(measured, view.groups)
         live = None
         if plan.weighted:
             live = ~ops.equal(used.count, 0)
             used = _where_live(ops, live, used, old)
-        by = correct(ops, plan, view, x, old, parameters, constant(ops, used), live)
+        by = correct(ops, plan, view, x, old, parameters, used, live)
         case = case._replace(activation=by.activation)
-        y = steps.standardize(values, case, used, by.scale, by.offset, live, replicas)
+        y = steps.standardize(x, case, used, by.scale, by.offset, live, replicas)
     if by.after is not None:
-        y = _leaving_out(ops, given, values, by.after(y))
-    return ops.cast(y, ops.dtype(x)), measured
+        y = _leaving_out(ops, given, x, by.after(y))
+    return y, measured
 
 
 def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
@@ -138,10 +142,14 @@ def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
 def _where_live(ops: Any, live: Tensor, measured: Moments, old: Rows) -> Moments:
     """What normalizes: the batch's moments, and the moving statistics in groups without values."""
     assert measured.remainder is not None
+    mean, variance = (
+        old[name] if name in old else initial(measured.mean)
+        for name, initial in (("moving_mean", ops.zeros_like), ("moving_variance", ops.ones_like))
+    )
     return Moments(
-        ops.where(live, measured.mean, old["moving_mean"]),
+        ops.where(live, measured.mean, mean),
         ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
-        ops.where(live, measured.variance, old["moving_variance"]),
+        ops.where(live, measured.variance, variance),
         measured.count,
     )
 

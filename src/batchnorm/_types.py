@@ -8,6 +8,7 @@ T = TypeVar("T")  # a tensor of some framework
 
 Statistics: TypeAlias = Literal["auto", "batch", "moving"]
 UpdateStatistics: TypeAlias = Literal["auto"] | bool
+Activation: TypeAlias = Literal["relu"] | None
 GhostOrder: TypeAlias = Literal["strided", "chunks"]
 OnNonfinite: TypeAlias = Literal["skip", "propagate", "raise"]
 ZeroDebias: TypeAlias = Literal["mean", "both"] | bool

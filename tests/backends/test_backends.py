@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import batchnorm
 import engines
 from batchnorm import backends
 
@@ -87,13 +88,44 @@ def test_a_variable_finds_its_backend() -> None:
 @pytest.mark.parametrize(
     ("value", "kind"), [(np.zeros(3), "numpy.ndarray"), ([1.0], "builtins.list")]
 )
-def test_anything_else_is_refused_in_words(value: Any, kind: str) -> None:
-    with pytest.raises(TypeError) as caught:
-        backends.backend_of(value)
-    assert str(caught.value) == (
-        f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
-        "for example with jax.numpy.asarray."
-    )
+def test_anything_else_is_refused_in_the_words_of_what_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, value: Any, kind: str
+) -> None:
+    conversions = {
+        "tensorflow": "tensorflow.convert_to_tensor",
+        "jax": "jax.numpy.asarray",
+        "torch": "torch.as_tensor",
+    }
+    advice = {
+        None: "tensorflow.convert_to_tensor, jax.numpy.asarray or torch.as_tensor",
+        **conversions,
+    }
+    for name, conversion in advice.items():
+        for other in conversions:
+            if name is None:
+                monkeypatch.setitem(sys.modules, other, sys.modules.get(other, ModuleType(other)))
+            elif other != name:
+                monkeypatch.delitem(sys.modules, other, raising=False)
+        with pytest.raises(TypeError) as caught:
+            backends._refuse(value)
+        assert str(caught.value) == (
+            f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it "
+            f"first, for example with {conversion}."
+        )
+        monkeypatch.undo()
+
+
+def test_an_error_speaks_of_the_framework_of_the_other_arguments(engine: engines.Engine) -> None:
+    x = engine.tensor(np.zeros((2, 3)), "float32")
+    parameters, state = batchnorm.init(x)
+    wanted = backends.CONVERSIONS[engine.name]
+    for beside in ((parameters, state), ({}, state)):
+        with pytest.raises(TypeError) as caught:
+            batchnorm.batch_norm(np.zeros((2, 3)), *beside)
+        assert str(caught.value) == (
+            "batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got numpy.ndarray. Convert "
+            f"it first, for example with {wanted}."
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -48,6 +48,7 @@ def test_new_arguments_are_keyword_only():
         "zero_debias",
         "train_parameters",
         "activation",
+        "ghost_order",
     ]
 
 

@@ -54,6 +54,60 @@ def test_the_mask_of_an_embedding_counts():
     np.testing.assert_allclose(array(layer.moving_mean), want, atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [-1, 2, [2, 3]], ids=str)
+def test_a_propagated_mask_covers_the_first_dimensions_whatever_the_axis(axis):
+    x = RNG.normal(2.0, 3.0, (6, 4, 3, 2)).astype("float32")
+    layer = ours.BatchNormalization(axis=axis, momentum=0.0)
+    x = keras.ops.convert_to_tensor(x)
+    keras.src.backend.set_keras_mask(x, keras.ops.convert_to_tensor(MASK))
+    layer(x, training=True)
+    over = tuple(i for i in range(4) if i not in ([axis % 4] if isinstance(axis, int) else axis))
+    weights = np.broadcast_to(MASK[:, :, None, None], x.shape)
+    want = (array(x) * weights).sum(over, keepdims=True) / weights.sum(over, keepdims=True)
+    np.testing.assert_allclose(array(layer.moving_mean).ravel(), want.ravel(), rtol=1e-5)
+
+
+def test_a_propagated_mask_over_the_axis_is_refused_in_training():
+    layer = ours.BatchNormalization(axis=1, name="bn")
+    masked = keras.layers.Masking()(padded())
+    with pytest.raises(ValueError, match="mask") as caught:
+        layer(masked, training=True)
+    assert (
+        "BatchNormalization 'bn': a mask that comes with the input must not cover axis 1 in "
+        "training; got one of shape (6, 4) for an input of shape (6, 4, 3). Call the layer with a "
+        "mask that has 1 there, or none of that dimension."
+    ) in str(caught.value)
+
+
+def test_a_mask_that_is_given_over_the_axis_of_a_masked_input_is_taken_instead():
+    layer = ours.BatchNormalization(axis=1, momentum=0.0)
+    mine = np.array([True, False, True, True, False, True])
+    layer(keras.layers.Masking()(padded()), training=True, mask=mine)
+    np.testing.assert_allclose(
+        array(layer.moving_mean), padded()[mine].mean((0, 2)), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"statistics": "moving", "update_statistics": False}, {"trainable": False}],
+    ids=["inference", "moving", "frozen"],
+)
+def test_a_propagated_mask_is_not_read_where_no_statistics_are_taken(options):
+    layer = ours.BatchNormalization(axis=1, **options)
+    y = layer(keras.layers.Masking()(padded()), training=bool(options))
+    np.testing.assert_allclose(array(y), padded() / np.sqrt(1.001), rtol=1e-6)
+
+
+def test_a_network_with_a_mask_over_the_axis_runs_in_inference():
+    model = keras.Sequential(
+        [keras.layers.Input((4, 3)), keras.layers.Masking(), ours.BatchNormalization(axis=1)]
+    )
+    np.testing.assert_allclose(
+        model.predict(padded(), verbose=0), padded() / np.sqrt(1.001), rtol=1e-6
+    )
+
+
 def test_the_mask_is_passed_on():
     class Seen(keras.layers.Layer):
         supports_masking = True

@@ -161,6 +161,46 @@ def test_a_weights_file_keeps_the_counters(tmp_path):
     assert int(array(other.layers[0].num_updates)) == 3
 
 
+@pytest.mark.parametrize("renorm", [False, True])
+@pytest.mark.parametrize("kind", ["mine.weights.h5", "mine.keras"])
+def test_our_files_load_into_keras_own_layer(tmp_path, renorm, kind):
+    mine = small_model(used_layer(renorm=renorm))
+    if kind.endswith(".keras"):
+        mine.save(tmp_path / kind)
+    else:
+        mine.save_weights(tmp_path / kind)
+    theirs = small_model(keras.layers.BatchNormalization(renorm=renorm, name="bn"))
+    theirs.load_weights(tmp_path / kind)
+    assert len(theirs.get_weights()) == len(mine.get_weights())
+    for a, b in zip(theirs.get_weights(), mine.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_of_ours_from_before_loads_with_its_counters():
+    old = {str(index): np.full(5, 1.0 + index) for index in range(4)}
+    old |= {"num_updates": np.array(7), "skipped_updates": np.arange(5)}
+    layer = ours.BatchNormalization()
+    layer.build((None, 5))
+    layer.load_own_variables(old)
+    np.testing.assert_array_equal(array(layer.moving_variance), np.full(5, 4.0))
+    assert int(array(layer.num_updates)) == 7
+    np.testing.assert_array_equal(array(layer.skipped_updates), np.arange(5))
+
+
+def test_the_counters_of_nested_layers_are_kept(tmp_path):
+    def nested():
+        inner = keras.Sequential([keras.layers.Input((5,)), ours.BatchNormalization(name="bn")])
+        return keras.Sequential([keras.layers.Input((5,)), inner, ours.SyncBatchNormalization()])
+
+    model, other = nested(), nested()
+    for _ in range(3):
+        model(np.ones((4, 5), "float32"), training=True)
+    model.save_weights(tmp_path / "mine.weights.h5")
+    other.load_weights(tmp_path / "mine.weights.h5")
+    found = [other.layers[0].layers[0], other.layers[1]]
+    assert [int(array(layer.num_updates)) for layer in found] == [3, 3]
+
+
 def test_loading_keras_own_weights_leaves_the_counters_alone(tmp_path):
     theirs = small_model(keras.layers.BatchNormalization(name="bn"))
     theirs.save_weights(tmp_path / "theirs.weights.h5")

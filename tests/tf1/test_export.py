@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -69,7 +67,8 @@ def test_a_frozen_graph_computes_the_same_without_training_ops(inference):
     assert not [kind for kind in kinds(frozen.node) if any(word in kind for word in TRAINING)]
     with tf.Graph().as_default(), v1.Session() as other:
         (got,) = tf.import_graph_def(frozen, return_elements=["y:0"])
-        np.testing.assert_array_equal(other.run(got, {"import/x:0": X}), want)
+        # TensorFlow folds what is constant now, and rounds once more or less
+        np.testing.assert_allclose(other.run(got, {"import/x:0": X}), want, rtol=1e-6, atol=1e-6)
 
 
 class Deriving(tf1.layers.BatchNormalization):
@@ -77,11 +76,6 @@ class Deriving(tf1.layers.BatchNormalization):
         return super()._moments(inputs, reduction_axes, keep_dims=keep_dims)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=subprocess.CalledProcessError,
-    reason="inference in a graph runs on our kernels, which only batchnorm registers",
-)
 def test_a_frozen_graph_of_each_surface_runs_where_batchnorm_is_not(tmp_path):
     subclass = {
         "a subclass": (lambda x, training: Deriving()(x, training=training), "training", {})

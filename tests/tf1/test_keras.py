@@ -162,11 +162,6 @@ def test_a_frozen_layer_in_a_graph_is_in_no_collection_of_trainable_variables(tr
 
 
 @only_tensorflow
-@pytest.mark.xfail(
-    strict=True,
-    raises=subprocess.CalledProcessError,
-    reason="inference in a graph runs on our kernels, which only batchnorm registers",
-)
 def test_a_frozen_graph_runs_where_batchnorm_is_not(tmp_path):
     np.save(tmp_path / "x.npy", X)
     with tf.Graph().as_default(), v1.Session() as session:

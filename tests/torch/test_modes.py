@@ -31,6 +31,9 @@ MODES = {
     "ghost": {"virtual_batch_size": 2},
     "ghost, pooled": {"virtual_batch_size": 3, "pooled_moving_variance": True},
     "ghost and renorm": {"virtual_batch_size": 2, "renorm": True},
+    "chunks": {"virtual_batch_size": 2, "ghost_order": "chunks"},
+    "cumulative": {"momentum": None},
+    "cumulative chunks": {"momentum": None, "virtual_batch_size": 4, "ghost_order": "chunks"},
     "adjustment": {"adjustment": half},
     "zero debias": {"zero_debias": "both"},
     "zero debias and renorm": {"zero_debias": "both", "renorm": True},
@@ -51,15 +54,10 @@ CORE = {"running_mean": "moving_mean", "running_var": "moving_variance"}
 def of_reference(options: dict[str, Any]) -> dict[str, Any]:
     """Our options in the core's conventions."""
     changed = {k: v for k, v in options.items() if k not in ("fused", "activation")}
-    share = changed.get("renorm_momentum", 0.01)
-    changed["renorm_momentum"] = None if share is None else 1 - share
-    return {
-        "axis": 1,
-        "momentum": 0.9,
-        "epsilon": 1e-5,
-        "unbiased_moving_variance": True,
-        **changed,
-    }
+    for name, default in (("momentum", 0.1), ("renorm_momentum", 0.01)):
+        share = changed.get(name, default)
+        changed[name] = None if share is None else 1 - share
+    return {"axis": 1, "epsilon": 1e-5, "unbiased_moving_variance": True, **changed}
 
 
 def state_of(module: Any) -> dict[str, np.ndarray]:

@@ -270,6 +270,24 @@ def test_a_mode_that_is_switched_on_brings_its_buffers_and_takes_them_along() ->
     assert list(module.state_dict()) == keys
 
 
+@pytest.mark.parametrize("rows", [4, 8, 10, 14])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_chunks_equal_a_loop_of_torchs_module(rows, momentum) -> None:
+    theirs, mine = pair(1, 3, momentum=momentum)
+    mine.virtual_batch_size, mine.ghost_order = 4, "chunks"
+
+    def loop(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([theirs(chunk) for chunk in x.chunk(-(-len(x) // 4))])
+
+    x = [torch.randn(rows, 3).mul(2).requires_grad_() for _ in range(2)]
+    for one in x:
+        y, wanted = mine(one), loop(one)
+        assert_close(y, wanted)
+        slopes = [torch.autograd.grad((y**3).sum(), one)[0] for y in (y, wanted)]
+        assert_close(slopes[0], slopes[1], rtol=2e-4, atol=2e-4)
+        assert_close(mine.state_dict(), theirs.state_dict())
+
+
 def test_a_state_of_torchs_module_loads_into_a_mode() -> None:
     theirs, _ = pair(1, 3)
     for _ in range(3):

@@ -42,6 +42,14 @@ def test_crossq_is_torchrls_layer_before_and_after_the_warm_up() -> None:
     compare(module("crossq", warmup=3), peer)
 
 
+@pytest.mark.parametrize("rows", [3, 8, 11])
+def test_tabnet_is_a_loop_over_chunks(rows) -> None:
+    def peer(*args: Any) -> Any:
+        return reference.tabnet(*args[:-1], size=4)
+
+    compare(module("tabnet", virtual_batch_size=4), peer, rows)
+
+
 def test_crossq_has_the_state_of_torchs_module() -> None:
     assert list(module("crossq").state_dict()) == list(torch.nn.BatchNorm1d(3).state_dict())
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 PROTOCOL = (
     # the big steps, in array operations and by the kernels: `composite.Steps`, `fused.Steps`
@@ -23,39 +24,83 @@ PROTOCOL = (
     "UNAVAILABLE", "recomputing", "traced", "why_not",
     # replicas
     "aligned", "all_gather", "find_replicas",
-    # array operations; `sum` and `wide_sum` keep the dimensions
-    "add", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal", "full",
-    "indices", "is_tensor", "isfinite", "maximum", "minimum", "multiply", "ones_like", "pin",
-    "products", "reshape", "runtime_shape", "shape", "sqrt", "stop_gradient", "sum", "transpose",
-    "where", "wide_sum", "zeros_like",
+    # array operations; `sum`, and `long_sum` and `mean` of many numbers, keep the dimensions
+    "add_product", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal",
+    "full", "indices", "is_tensor", "isfinite", "long_sum", "maximum", "mean", "minimum", "near",
+    "ones_like", "pin", "product", "products", "relu", "reshape", "rsqrt", "runtime_shape", "shape",
+    "sqrt", "stop_gradient", "subtract", "sum", "transpose", "where", "zeros_like",
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it
     "row", "per_channel",
 )  # fmt: skip
 
+CONVERSIONS = {
+    "tensorflow": "tensorflow.convert_to_tensor",
+    "jax": "jax.numpy.asarray",
+    "torch": "torch.as_tensor",
+}
 
-def backend_of(x: Any) -> ModuleType:
+
+def backend_of(x: Any, *beside: Mapping[str, Any]) -> ModuleType:
     """The backend whose tensor x is.
+
+    Args:
+        beside: tensors that came with it. They tell an error which framework to speak of.
 
     Raises:
         TypeError: x is not a tensor of a supported framework.
     """
-    # A framework that was never imported cannot have made x, so none is imported here.
+    return _found(x) or _refuse(x, *beside)
+
+
+def _refuse(x: Any, *beside: Mapping[str, Any]) -> NoReturn:
+    kind = f"{type(x).__module__}.{type(x).__qualname__}"
+    raise TypeError(
+        f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
+        f"for example with {_conversion(x, beside)}."
+    )
+
+
+def _found(x: Any) -> ModuleType | None:
+    # A framework that was never imported cannot have made x, so none is imported here. The first
+    # call may be one that torch compiles, which follows an import statement alone.
     loaded = sys.modules
     if "torch" in loaded and isinstance(x, loaded["torch"].Tensor):
-        return _backend("torch")
+        if "batchnorm.backends.torch" in loaded:
+            return loaded["batchnorm.backends.torch"]
+        from batchnorm.backends import torch
+
+        return torch
     if "jax" in loaded and isinstance(x, loaded["jax"].Array):
         return _backend("jax")
     if "tensorflow" in loaded:
         tensorflow = _backend("tensorflow")
         if tensorflow.is_tensor(x):
             return tensorflow
-    kind = f"{type(x).__module__}.{type(x).__qualname__}"
-    raise TypeError(
-        f"batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got {kind}. Convert it first, "
-        "for example with jax.numpy.asarray."
-    )
+    return None
+
+
+def _conversion(x: Any, beside: tuple[Mapping[str, Any], ...]) -> str:
+    """What makes a tensor of x, in the caller's framework as far as anything tells which."""
+    named = type(x).__module__.split(".")[0]
+    if named in CONVERSIONS:
+        return CONVERSIONS[named]
+    for tensor in (one for tensors in beside for one in tensors.values()):
+        found = _found(tensor)
+        if found is not None:
+            return CONVERSIONS[found.__name__.split(".")[-1]]
+    loaded = [name for name in CONVERSIONS if name in sys.modules] or list(CONVERSIONS)
+    *most, last = (CONVERSIONS[name] for name in loaded)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def recorder_of(x: Any) -> Any:
+    """What records a call for an x that stands for a tensor, torch.fx's Proxy; None for others."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(x, torch.fx.Proxy):
+        return None
+    return importlib.import_module("batchnorm.backends.torch.symbolic").record
 
 
 def _backend(framework: str) -> ModuleType:

@@ -2,7 +2,7 @@
 derivatives.
 
 Kernels have one derivative each. A derivative of that derivative (gradient penalties, Hessians)
-goes through `composite`, recomputed from x: exact, if slower.
+goes through `composite.backward`, with moments that are attached to x: exact, if slower.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from batchnorm._axes import View
-from batchnorm._moments import Moments, attached
+from batchnorm._moments import Moments
 from batchnorm.backends import composite
-from batchnorm.backends.composite import Case
+from batchnorm.backends.composite import Case, Slopes
 
 Tensor = Any
 Sizes = tuple[Any, Any, Any, Any, Any]
@@ -40,11 +40,12 @@ class Steps:
 
     `calls` has the kernels with their derivatives: `moments`, `forward` and `standardize`, of an x
     that reads as the sizes `[A, G, B, C, D]`, and weights `[A, G or 1, B, 1, D]`. `whole` does a
-    plain call in one go where it can; None where a framework has no such way.
+    plain call in one go where it can; None where a framework has no such way. `adds`: forward and
+    standardize take a residual.
     """
 
-    def __init__(self, ops: Any, calls: Any, whole: Any = None) -> None:
-        self.ops, self.calls, self.whole = ops, calls, whole
+    def __init__(self, ops: Any, calls: Any, whole: Any = None, adds: bool = False) -> None:
+        self.ops, self.calls, self.whole, self.adds = ops, calls, whole, adds
 
     def _laid_out(self, x: Tensor, case: Case) -> tuple[Tensor, Sizes, Tensor | None]:
         view, weights = case.view, case.weights
@@ -52,14 +53,13 @@ class Steps:
             weights = view.apply_to_weights(self.ops, weights)
         return view.apply(self.ops, x), view.canonical, weights
 
-    def wide(self, x: Tensor) -> Tensor:
-        return x
+    def _residual(self, case: Case) -> dict[str, Tensor]:
+        if case.residual is None:
+            return {}
+        return {"residual": case.view.apply(self.ops, case.residual)}
 
     def moments(self, x: Tensor, case: Case) -> Moments:
         return Moments(*self.calls.moments(*self._laid_out(x, case)))
-
-    def over(self, measured: Moments, merged: Moments, replicas: Any) -> Moments:
-        return merged
 
     def forward(
         self, x: Tensor, case: Case, scale: Tensor | None, offset: Tensor | None
@@ -69,7 +69,8 @@ class Steps:
             None if v is None else self.ops.per_channel(v, (g, c)) for v in (scale, offset)
         )
         how = (case.epsilon, ACTIVATIONS[case.activation])
-        y, *measured = self.calls.forward(*self._laid_out(x, case), scale, offset, *how)
+        operands = (*self._laid_out(x, case), scale, offset)
+        y, *measured = self.calls.forward(*operands, *how, **self._residual(case))
         return case.view.undo(self.ops, y), Moments(*measured)
 
     def standardize(
@@ -86,7 +87,8 @@ class Steps:
         laid_out = self._laid_out(x, case)
         given = vectors(self.ops, laid_out[1], used, scale, offset, live)
         how = (case.epsilon, ACTIVATIONS[case.activation], frozen, replicas)
-        return case.view.undo(self.ops, self.calls.standardize(*laid_out, given, *how))
+        y = self.calls.standardize(*laid_out, given, *how, **self._residual(case))
+        return case.view.undo(self.ops, y)
 
     def infer(
         self, x: Tensor, case: Case, used: Moments, scale: Tensor | None, offset: Tensor | None
@@ -126,36 +128,33 @@ def vectors(
     )
 
 
-def recomputed(
+def exact_backward(
     ops: Any,
     x: Tensor,
+    dy: Tensor,
     sizes: Sizes,
     weights: Tensor | None,
     given: Vectors,
-    epsilon: float,
+    epsilon: Any,
     activation: int,
     frozen: bool,
     replicas: Any = None,
-) -> Tensor:
-    """y by the composite path, a function of x through its moments too: for second derivatives."""
-    used = Moments(given.mean, given.remainder, given.variance, given.count)
+) -> Slopes:
+    """The kernel's derivative as a function of x through its moments too: for further ones."""
+    _, g, _, c, _ = sizes
+    mean, remainder, variance, count = (
+        None if one is None else ops.reshape(one, (g, n))
+        for one, n in zip(given[:4], (c, c, c, 1), strict=True)
+    )
+    used = Moments(mean, remainder, variance, count)
     name = "relu" if activation == ACTIVATIONS["relu"] else None
     case = Case(View.of(sizes), weights, epsilon, name)
+    live = None if given.live is None else ~ops.equal(ops.reshape(given.live, (g, c)), 0)
     laid_out = ops.reshape(x, sizes)
     if not frozen:
-        measured = composite.moments(ops, laid_out, case)
-        if replicas is not None:  # the groups that are not live take their moments from `given`
-            measured = attached(ops, used, measured, replicas)
-        if given.live is None:
-            used = measured
-        else:
-            chosen = ~ops.equal(given.live, 0)
-            remainder = ops.zeros_like(given.mean) if given.remainder is None else given.remainder
-            used = Moments(
-                ops.where(chosen, measured.mean, given.mean),
-                ops.where(chosen, measured.remainder, remainder),
-                ops.where(chosen, measured.variance, given.variance),
-                measured.count,
-            )
-    y = composite.standardize(ops, laid_out, case, used, given.scale, given.offset)
-    return ops.reshape(y, ops.shape(x))
+        used = composite.attached(ops, laid_out, case, used, live, replicas)
+    slopes = composite.backward(
+        ops, laid_out, ops.reshape(dy, sizes), case, used, given.scale, given.offset, live, frozen,
+        replicas,
+    )  # fmt: skip
+    return slopes._replace(x=ops.reshape(slopes.x, ops.shape(x)))

@@ -18,6 +18,7 @@ from batchnorm._statistics import state_names
 from batchnorm._types import GhostOrder, OnNonfinite, Statistics, UpdateStatistics, ZeroDebias
 from batchnorm.backends import backend_of, why_not
 from batchnorm.keras import variables
+from batchnorm.keras.inputs import flat, mask_of
 from batchnorm.keras.keywords import LayerKeywords
 from batchnorm.keras.options import (
     SAVED,
@@ -34,8 +35,9 @@ from batchnorm.keras.recomputing import States
 class BatchNormalizationBase(keras.layers.BatchNormalization):
     """Batch normalization with every mode of the family as an argument.
 
-    Called as `layer(x, training=None, mask=None, batch_weights=None)`; what the call arguments and
-    the options below do, formulas, shapes and edge cases are at `batchnorm.batch_norm`.
+    Called as `layer(x, training=None, mask=None, batch_weights=None, residual=None)`; what the call
+    arguments and the options below do, formulas, shapes and edge cases are at
+    `batchnorm.batch_norm`. A mask that comes with x covers the dimensions before the last.
 
     Normalizes with the batch where `training` is true and the layer is trainable, else with the
     moving statistics. In a frozen layer (`trainable=False`) nothing changes, unless `statistics`
@@ -157,6 +159,7 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         self.moving_mean: keras.Variable | None = None
         self.moving_variance: keras.Variable | None = None
         self._states = States()
+        self._counters = variables.Counters(self)
         self._kept = SimpleNamespace(key=None, options=None)  # Keras would track a tuple
         options = self._options()
         if options.fused and (reason := why_not(keras.backend.backend())):
@@ -244,8 +247,10 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         training: Any = None,
         mask: Any = None,
         batch_weights: Any = None,
+        residual: Any = None,
     ) -> Any:
-        return self._call(lambda function: function, inputs, training, mask, batch_weights)
+        given = (inputs, training, mask, batch_weights, residual)
+        return self._call(lambda function: function, *given)
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """Under `keras.RematScope`: recomputes the arithmetic alone, so state moves once.
@@ -264,38 +269,36 @@ class BatchNormalizationBase(keras.layers.BatchNormalization):
         training: Any = None,
         mask: Any = None,
         batch_weights: Any = None,
+        residual: Any = None,
     ) -> Any:
         """`call`, with a transformation such as `keras.remat` around what is pure in it."""
         options = self._options()
-        if mask is None:  # Keras passes it on only where no other argument is a tensor
-            mask = getattr(inputs, "_keras_mask", None)
-        inputs = keras.ops.cast(inputs, self.compute_dtype)
-        parameters = {
-            name: variable.value
-            for name, variable in (("gamma", self.gamma), ("beta", self.beta))
-            if variable is not None
-        }
         names = (*state_names(options), *variables.COUNTERS)
         state = {name: getattr(self, name).value for name in names}
-        ops = backend_of(inputs)
+        ops = backend_of(state["moving_mean"])
         training = resolve_training(ops, self._training(training), options.owner)
+        mask = mask_of(options, inputs, training, mask)
+        given = flat(options, inputs, mask, batch_weights, residual)
         recomputing = ops.recomputing()
         state = self._states.of_this_call(options, training, state, recomputing)
-        update_from = self._update_from(names)
+        others = (state, training, given.mask, given.batch_weights, self._update_from(names))
+        held = {"gamma": self.gamma, "beta": self.beta}
+        arrays = given.arrays(self.compute_dtype) | {
+            name: one.value for name, one in held.items() if one is not None
+        }
 
-        def function(inputs: Any, *vectors: Any) -> tuple[Any, dict[str, Any]]:
-            given = dict(zip(parameters, vectors, strict=True))
-            outputs, new = normalize(
-                options, inputs, given, state, training, mask, batch_weights, update_from
-            )
-            return outputs, {name: new[name] for name in names if new[name] is not state[name]}
+        def function(*values: Any) -> tuple[Any, dict[str, Any]]:
+            own = dict(zip(arrays, values, strict=True))
+            x, residual = own.pop("x"), own.pop("residual", None)
+            y, new = normalize(given.options, x, own, *others, residual)
+            return y, {name: new[name] for name in names if new[name] is not state[name]}
 
-        outputs, changed = transform(function)(inputs, *parameters.values())
+        outputs, changed = transform(function)(*arrays.values())
         if not recomputing:
             self._assign(changed)
         if options.activation is None and self.activation is not keras.activations.linear:
             outputs = self.activation(outputs)
-        return outputs
+        return given.restored(outputs)
 
     def _training(self, training: Any) -> Any:
         """Whether this call trains: never where the layer is frozen, in V2."""

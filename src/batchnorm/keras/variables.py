@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -75,18 +76,39 @@ def _statistics_dtype(layer: Any) -> str:
     return "float64" if layer.variable_dtype == "float64" else "float32"
 
 
+class Counters(keras.Operation):
+    """A layer's counters in a file, in a place of their own behind the layer's.
+
+    Keras' own layer counts what is in its place, and looks at no other. (It is an operation because
+    files have places for attributes of a layer that are layers or operations.)
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(name="counters")
+        self._of = SimpleNamespace(layer=layer)  # hidden from who walks through attributes
+
+    def save_own_variables(self, store: Any) -> None:
+        if self._of.layer.built:
+            for name in COUNTERS:
+                store[name] = getattr(self._of.layer, name)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Leaves the counters alone where the file has none: it is Keras' own, or an old one."""
+        keys = list(store.keys())
+        for name in COUNTERS:
+            if name in keys:
+                getattr(self._of.layer, name).assign(store[name])
+
+
 def save(layer: Any, store: Any) -> None:
-    """Weights by their number, counters by their name; nothing of a layer that was not built."""
-    if not layer.built:
-        return
-    for index, variable in enumerate(layer.weights):
-        store[str(index)] = variable
-    for name in COUNTERS:
-        store[name] = getattr(layer, name)
+    """Weights by their number; nothing of a layer that was not built."""
+    if layer.built:
+        for index, variable in enumerate(layer.weights):
+            store[str(index)] = variable
 
 
 def load(layer: Any, store: Any) -> None:
-    """Also loads what Keras' own layer saved, which has no counters.
+    """Also loads what Keras' own layer saved, and old files of ours, with the counters in them.
 
     Raises:
         ValueError: the file holds another number of weights.
@@ -101,6 +123,4 @@ def load(layer: Any, store: Any) -> None:
         )
     for index, variable in enumerate(layer.weights):
         variable.assign(store[str(index)])
-    for name in COUNTERS:
-        if name in keys:
-            getattr(layer, name).assign(store[name])
+    Counters(layer).load_own_variables(store)

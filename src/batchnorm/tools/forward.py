@@ -233,8 +233,9 @@ def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results
 
     def call(*args: Any, **kwargs: Any) -> Any:
         x, mask, weights = _arguments(original, args, kwargs)
-        if mask is None:
-            mask = getattr(x, "_keras_mask", None)
+        attached = getattr(x, "_keras_mask", None)
+        if attached is not None and (mask is None or mask.shape == attached.shape):
+            mask = _over_the_first(attached if mask is None else mask, len(x.shape))
 
         def proceed(mean: Any = None, variance: Any = None, training: bool = False) -> Any:
             if mean is not None:
@@ -257,6 +258,11 @@ def _arguments(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
     arguments = inspect.signature(function).bind(*args, **kwargs).arguments
     x = next(iter(arguments.values()))
     return x, arguments.get("mask"), arguments.get("batch_weights")
+
+
+def _over_the_first(mask: Any, rank: int) -> Any:
+    """A mask that came with its tensor, which covers the dimensions before the last."""
+    return mask[(..., *[None] * (rank - len(mask.shape)))]
 
 
 def _map_arrays(tree: Any, function: Callable[[Any], Any]) -> Any:

@@ -270,7 +270,7 @@ class Norm:
         weights = combined_weights(ops, self.owner, view, x, dtype, mask, batch_weights)
         steps = ops.COMPOSITE if ops.why_not(x) else ops.KERNELS
         case = Case(view, weights, 0.0, None)
-        mean, remainder, variance, count = steps.moments(steps.wide(x), case)
+        mean, remainder, variance, count = steps.moments(x, case)
         flat = (1, view.features)
         count = ops.broadcast_to(count, (ops.shape(mean)[0], 1))[:1]  # the same for every channel
         mean, remainder, variance = (ops.reshape(v, flat) for v in (mean, remainder, variance))

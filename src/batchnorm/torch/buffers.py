@@ -69,12 +69,10 @@ class Remembering(torch.nn.modules.batchnorm._BatchNorm):
         whole = {"biased_mean": mean, "biased_variance": variance, "biased_stddev": stddev}[name]
         return whole * (1 - self._options.momentum**steps)
 
-    def state_of(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The buffers in the core's names; what is normalized against where there are none."""
+    def state_of(self) -> dict[str, torch.Tensor]:
+        """The buffers in the core's names."""
         if self.running_mean is None:
-            dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-            mean = torch.zeros(self.num_features, dtype=dtype, device=x.device)
-            return {"moving_mean": mean, "moving_variance": torch.ones_like(mean)}
+            return {}
         state = {"moving_mean": self.running_mean, "moving_variance": self.running_var}
         for name in self._further:
             state[name] = getattr(self, name)

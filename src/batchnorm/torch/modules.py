@@ -116,15 +116,7 @@ class Modes(Remembering):
 
     def _plan(self, options: Options) -> None:
         """Everything that a call needs to know and no call changes."""
-        plans = {
-            (update, activation): dataclasses.replace(
-                options,
-                update_statistics=options.update_statistics if update else False,
-                activation=options.activation if activation else None,
-            )
-            for update in (True, False)
-            for activation in (True, False)
-        }
+        plans = {True: options, False: dataclasses.replace(options, update_statistics=False)}
         object.__setattr__(self, "_options", options)
         object.__setattr__(self, "_plans", plans)
         self.hold()
@@ -160,13 +152,8 @@ class Modes(Remembering):
         )
         if training and options.statistics != "moving":
             self._check_values(input)
-        # what follows is for the kernel, one day: y = activation(batch_norm(x) + residual)
-        options = self._plans[update, residual is None]
-        y = self._normalized(options, input, training, update, mask, batch_weights)
-        if residual is not None:
-            y = y + residual
-            if self.activation is not None:
-                y = torch.relu(y)
+        given = (mask, batch_weights, residual)
+        y = self._normalized(self._plans[update], input, training, update, *given)
         for name in self._after:
             y = getattr(self, name)(y)
         return y
@@ -179,9 +166,10 @@ class Modes(Remembering):
         update: bool,
         mask: torch.Tensor | None,
         batch_weights: torch.Tensor | None,
+        residual: torch.Tensor | None,
     ) -> torch.Tensor:
         recomputing = backend_of(x).recomputing()
-        buffers = state = self.state_of(x)
+        buffers = state = self.state_of()
         if update and (options.renorm or options.statistics == "moving"):
             state = self._as_it_was(state, recomputing)
         if options.renorm_remembers:  # it follows from the variance
@@ -189,7 +177,8 @@ class Modes(Remembering):
             state = {**state, "moving_stddev": stddev}
         given = ("gamma", self.weight), ("beta", self.bias)
         parameters = {name: one for name, one in given if one is not None}
-        y, new = normalize(options, x, parameters, state, training, mask, batch_weights)
+        others = (training, mask, batch_weights)
+        y, new = normalize(options, x, parameters, state, *others, residual=residual)
         if update and not recomputing:
             for name, buffer in buffers.items():
                 if new[name] is not buffer:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from batchnorm.backends import composite, fused
-from batchnorm.backends.jax import derivatives, operations
+from batchnorm.backends import fused
+from batchnorm.backends.jax import derivatives, moments, operations
 from batchnorm.backends.jax.operations import *  # noqa: F403
 from batchnorm.backends.jax.place import UNAVAILABLE as UNAVAILABLE
 from batchnorm.backends.jax.place import recomputing, traced, why_not
 from batchnorm.backends.jax.replicas import aligned, all_gather, find_replicas
 
-COMPOSITE = composite.Steps(operations)
+COMPOSITE = moments.Steps(operations)
 KERNELS = fused.Steps(operations, derivatives)

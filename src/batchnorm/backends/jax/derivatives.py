@@ -1,7 +1,7 @@
 """The kernels with their derivatives, as JAX functions of arrays.
 
-`static` is (epsilon, activation, frozen, replicas); `affine` is the pair that has a gradient
-besides x; weights and moments are constants and get zeros.
+`affine` is the pair (scale, offset), which has derivatives besides x; weights and moments are
+constants and have none.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from batchnorm._moments import Moments
-from batchnorm.backends.fused import Sizes, Vectors, recomputed
-from batchnorm.backends.jax import operations
+from batchnorm.backends.fused import Sizes, Vectors
 from batchnorm.backends.jax.meshes import varying_alike
 from batchnorm.backends.jax.place import UNAVAILABLE
-from batchnorm.backends.jax.replicas import Replicas, all_reduce
+from batchnorm.backends.jax.replicas import Replicas
 
 if UNAVAILABLE is None:
-    from batchnorm.backends.jax import kernels as own_kernels
     from batchnorm.backends.jax import sharding as kernels
+    from batchnorm.backends.jax.linear import How, Point, tangent
 
 
 def moments(x: jax.Array, sizes: Sizes, weights: jax.Array | None) -> Any:
@@ -40,10 +40,10 @@ def forward(
     activation: int,
 ) -> Any:
     """y, then what `moments` returns."""
-    static = (epsilon, activation, False, None)
+    how = How(epsilon, activation, False, None)
     operands = varying_alike((jnp.reshape(x, sizes), (scale, offset), weights))
-    y, *measured = _forward(static, *operands)
-    return jnp.reshape(y, x.shape), *measured
+    y, *measured = _forward(how, *operands)
+    return jnp.reshape(y, x.shape), *map(jax.lax.stop_gradient, measured)
 
 
 def standardize(
@@ -57,10 +57,10 @@ def standardize(
     replicas: Replicas | None,
 ) -> jax.Array:
     """y; with `replicas`, the moments came from x on all of them."""
+    how = How(epsilon, activation, frozen, None if frozen else replicas)
     constants = (weights, given._replace(scale=None, offset=None))
     operands = varying_alike((jnp.reshape(x, sizes), (given.scale, given.offset), constants))
-    y = _standardize((epsilon, activation, frozen, replicas), *operands)
-    return jnp.reshape(y, x.shape)
+    return jnp.reshape(_standardize(how, *operands), x.shape)
 
 
 def remember(
@@ -69,80 +69,44 @@ def remember(
     """None: where a call's own cost matters, JAX compiles it away."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _standardize(static: Any, x: Any, affine: Any, constants: Any) -> Any:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _standardize(how: How, x: Any, affine: Any, constants: Any) -> Any:
     weights, given = constants
     given = given._replace(scale=affine[0], offset=affine[1])
-    return kernels.standardize(x, weights, given, *static[:2])
+    return kernels.standardize(x, weights, given, how.epsilon, how.activation)
 
 
-def _standardize_save(static: Any, x: Any, affine: Any, constants: Any) -> Any:
-    return _standardize(static, x, affine, constants), (x, affine, constants)
-
-
-def _standardize_derivative(static: Any, saved: Any, dy: Any) -> Any:
-    x, affine, constants = saved
-    dx, d_affine = _backward(static, x, dy, affine, constants)
-    return dx, d_affine, _zeros(constants)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward(static: Any, x: Any, affine: Any, weights: Any) -> Any:
-    return tuple(kernels.forward(x, weights, *affine, *static[:2]))
-
-
-def _forward_save(static: Any, x: Any, affine: Any, weights: Any) -> Any:
-    y, mean, remainder, variance, count = _forward(static, x, affine, weights)
-    given = Vectors(mean, remainder, variance, count, None, None, None)
-    return (y, mean, remainder, variance, count), (x, affine, (weights, given))
-
-
-def _forward_derivative(static: Any, saved: Any, upstream: Any) -> Any:
-    x, affine, constants = saved
-    dx, d_affine = _backward(static, x, upstream[0], affine, constants)
-    return dx, d_affine, _zeros(constants[0])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _backward(static: Any, x: Any, dy: Any, affine: Any, constants: Any) -> Any:
-    weights, given = constants
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _forward(how: How, x: Any, affine: Any, weights: Any) -> Any:
     scale, offset = affine
-    given = given._replace(scale=scale, offset=offset)
-    epsilon, activation, frozen, replicas = static
-    how = (epsilon, activation)
-    if replicas is None or frozen:
-        dx, sum_dy, sum_dy_xh = kernels.backward(x, dy, weights, given, *how, frozen)
-    else:  # each replica has a whole array of its own: nothing to partition
-        sum_dy, sum_dy_xh = own_kernels.backward_sums(x, dy, weights, given, *how)
-        both = all_reduce(jnp.concatenate((sum_dy, sum_dy_xh), 1), replicas)
-        sums = jnp.split(both, 2, 1)
-        dx = own_kernels.backward_input(x, dy, weights, given, sums, *how)
-    return dx, (None if scale is None else sum_dy_xh, None if offset is None else sum_dy)
+    return tuple(kernels.forward(x, weights, scale, offset, how.epsilon, how.activation))
 
 
-def _backward_save(static: Any, x: Any, dy: Any, affine: Any, constants: Any) -> Any:
-    return _backward(static, x, dy, affine, constants), (x, dy, affine, constants)
+def _standardize_change(how: How, at: Any, change: Any) -> Any:
+    x, affine, constants = at
+    return _standardize(how, *at), _change(how, change, Point(x, affine, *constants))
 
 
-def _backward_derivative(static: Any, saved: Any, upstream: Any) -> Any:
-    """The derivative of `_backward`, by differentiating the composite path twice."""
-    x, dy, affine, constants = saved
-    weights, given = constants
-
-    def gradients(x: Any, dy: Any, affine: Any) -> Any:
-        def y_of(x: Any, affine: Any) -> Any:
-            full = given._replace(scale=affine[0], offset=affine[1])
-            return recomputed(operations, x, x.shape, weights, full, *static)
-
-        return jax.vjp(y_of, x, affine)[1](dy)
-
-    return *jax.vjp(gradients, x, dy, affine)[1](upstream), _zeros(constants)
+def _forward_change(how: How, at: Any, change: Any) -> Any:
+    x, affine, weights = at
+    y, *measured = _forward(how, *at)
+    mean, remainder, variance, count = measured
+    given = Vectors(mean, remainder, variance, count, None, None, None)
+    dy = _change(how, change, Point(x, affine, weights, given))
+    return (y, *measured), (dy, *map(jnp.zeros_like, measured))
 
 
-def _zeros(constants: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, constants)
+def _change(how: How, change: Any, at: Point) -> Any:
+    """The change of y; what does not change is left out of the program."""
+    dx, affine, _ = jax.tree.map(
+        lambda one: None if isinstance(one, SymbolicZero) else one,
+        change,
+        is_leaf=lambda one: isinstance(one, SymbolicZero),
+    )
+    if dx is None and affine == (None, None):  # a constant's change counts nothing
+        return jnp.zeros_like(at.x)
+    return tangent(how, (dx, affine), at)
 
 
-_standardize.defvjp(_standardize_save, _standardize_derivative)
-_forward.defvjp(_forward_save, _forward_derivative)
-_backward.defvjp(_backward_save, _backward_derivative)
+_standardize.defjvp(_standardize_change, symbolic_zeros=True)
+_forward.defjvp(_forward_change, symbolic_zeros=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from batchnorm.backends.jax.meshes import explicit
+from batchnorm.backends.jax.meshes import explicit, sharded_alike
 
-where = jnp.where
 sqrt = jnp.sqrt
-add = jnp.add
-multiply = jnp.multiply
+rsqrt = jax.lax.rsqrt
 maximum = jnp.maximum
 minimum = jnp.minimum
 isfinite = jnp.isfinite
@@ -26,10 +25,15 @@ broadcast_to = jnp.broadcast_to
 per_channel = broadcast_to  # see `batchnorm.backends`
 concatenate = jnp.concatenate
 stop_gradient = jax.lax.stop_gradient
+relu = jax.nn.relu
 
 
 def is_tensor(value: Any) -> bool:
     return isinstance(value, jax.Array)
+
+
+def where(condition: Any, yes: Any, no: Any) -> jax.Array:
+    return jnp.where(*sharded_alike(condition, yes, no))
 
 
 def asarray(value: Any, like: jax.Array) -> jax.Array:
@@ -74,6 +78,45 @@ def sum(x: jax.Array, axes: Any) -> jax.Array:
     return jnp.sum(x, axes, keepdims=True)
 
 
+long_sum = sum
+
+
+def mean(x: jax.Array, axes: Any) -> jax.Array:
+    """The average over these axes; 0 of no values."""
+    number = _number(x, axes)
+    rough = sum(x, axes) / number
+    return rough + sum(x - rough, axes) / number
+
+
+def near(x: jax.Array, axes: Any) -> jax.Array:
+    """Something near the mean over these axes."""
+    return pin(sum(x, axes) / _number(x, axes))
+
+
+def _number(x: jax.Array, axes: Any) -> Any:
+    """How many numbers each sum over these axes adds, or 1 for none."""
+    number = math.prod(x.shape[axis] for axis in axes)
+    return max(number, 1) if isinstance(number, int) else jnp.asarray(number, x.dtype)  # symbolic
+
+
+def subtract(x: jax.Array, y: jax.Array, times: float = 1.0) -> jax.Array:
+    """x - times * y."""
+    return x - y * times
+
+
+def add_product(
+    x: jax.Array, y: jax.Array, z: jax.Array, times: float = 1.0, dtype: str | None = None
+) -> jax.Array:
+    """x + times * y * z, in this type."""
+    result = x + y * (z * times)
+    return result if dtype is None else cast(result, dtype)
+
+
+def product(x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:
+    """x * y, in this type."""
+    return cast(x * y, dtype)
+
+
 def products(x: jax.Array) -> jax.Array:
     """Of each row and all behind it."""
     return jnp.cumprod(x[::-1], 0)[::-1]
@@ -84,19 +127,15 @@ def indices(x: jax.Array) -> jax.Array:
     return jnp.arange(x.shape[0], dtype=x.dtype)[:, None]
 
 
-wide_sum = sum  # no float64 without jax_enable_x64
-
-
-def pin(x: jax.Array, dtype: str) -> jax.Array:
+def pin(x: jax.Array) -> jax.Array:
     """x to within an ulp, as a value that compilers cannot see through.
 
     XLA on the CPU fuses `x - total * (1 / n)` into one multiply-add, which then uses another, more
     exact shift than the next use of it. Clearing the last bit by integers keeps it one value;
     `optimization_barrier` does not (it is dropped before the fusion, JAX 0.10.2).
     """
-    x = jnp.asarray(x, dtype)
-    bits = jax.lax.bitcast_convert_type(x, "int64" if dtype == "float64" else "int32")
-    return jax.lax.bitcast_convert_type(bits & -2, dtype)
+    bits = jax.lax.bitcast_convert_type(x, "int64" if dtype(x) == "float64" else "int32")
+    return jax.lax.bitcast_convert_type(bits & -2, x.dtype)
 
 
 def concrete(value: Any) -> Any:

@@ -6,7 +6,7 @@ exchanges what that takes, and statistics are global whatever `synchronized` say
 
 from __future__ import annotations
 
-import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,48 +15,56 @@ from batchnorm.backends.jax.meshes import vary, varying
 
 
 class Replicas(NamedTuple):
-    """The axis to take statistics over, and how many devices it has."""
+    """The axes to take statistics over, and how many devices they have together."""
 
-    axis: str
+    axes: tuple[str, ...]
     number: int
 
-    def sum_of_zeros(self, x: jax.Array) -> jax.Array:
-        """The sum over the replicas of an x that is 0 on each: x, with the sum's derivative."""
-        return _sum_of_zeros(self, x)
+    def all_reduce(self, x: jax.Array) -> jax.Array:
+        """The sum of x over the replicas, and of its derivatives."""
+        return vary(jax.lax.psum(x, self.axes), varying(x))
 
 
 def find_replicas(synchronized: Any, owner: str) -> Replicas | None:
     """The replicas that `synchronized` names; None for one, outside of every mapped axis.
 
     Args:
-        synchronized: the name of an axis of shard_map, pmap or vmap; True where there is none.
+        synchronized: the name of an axis of shard_map, pmap or vmap, or a sequence of several;
+            True where there is none.
 
     Raises:
         RuntimeError: there is no axis of that name, or there are some and none is named.
-        TypeError: it is neither a name nor True.
+        TypeError: it is neither names nor True.
+        ValueError: a name is given twice, or none in a sequence.
     """
     # JAX 0.10 has no public name for this.
-    sizes = jax._src.core.get_axis_env().axis_sizes
-    axes = sorted(map(str, sizes))
+    sizes = {str(name): n for name, n in jax._src.core.get_axis_env().axis_sizes.items()}
+    known = sorted(sizes)
     if synchronized is True:
-        if axes:
+        if known:
             raise RuntimeError(
                 f"{owner}: synchronized must name an axis inside shard_map, pmap or a named vmap; "
-                f"got True inside the axes {axes}. Write synchronized={axes[0]!r}."
+                f"got True inside the axes {known}. Write synchronized={known[0]!r}."
             )
         return None
-    if not isinstance(synchronized, str):
+    axes = (synchronized,) if isinstance(synchronized, str) else synchronized
+    if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, str) for axis in axes):
         raise TypeError(
-            f"{owner}: synchronized must be True, False or the name of a mapped axis; "
+            f"{owner}: synchronized must be True, False, the name of a mapped axis or a tuple of "
+            f"such; got {synchronized!r}."
+        )
+    if len(set(axes)) != len(axes) or not axes:
+        raise ValueError(
+            f"{owner}: synchronized must name at least one axis, and each once; "
             f"got {synchronized!r}."
         )
-    if synchronized not in axes:
+    if not set(axes) <= set(known):
         raise RuntimeError(
             f"{owner}: synchronized must name an axis of the shard_map, pmap or vmap around it; "
-            f"got {synchronized!r} inside the axes {axes}. Under jax.jit with a sharded batch "
+            f"got {synchronized!r} inside the axes {known}. Under jax.jit with a sharded batch "
             "statistics are global as it is: write synchronized=True."
         )
-    return Replicas(synchronized, sizes[synchronized])
+    return Replicas(tuple(axes), math.prod(sizes[axis] for axis in axes))
 
 
 def aligned(replicas: Replicas, means: jax.Array) -> Replicas:
@@ -66,24 +74,11 @@ def aligned(replicas: Replicas, means: jax.Array) -> Replicas:
 
 def all_gather(x: jax.Array, replicas: Replicas) -> jax.Array:
     """x of every replica, `[replicas, *x.shape]`, the same on all of them; no derivative."""
-    x = jax.lax.stop_gradient(x)
-    if replicas.axis in varying(x):  # JAX keeps account of it, and is told that this does not vary
-        return jax.lax.all_gather(x, replicas.axis, to="invarying")
-    return jax.lax.all_gather(x, replicas.axis)
-
-
-def all_reduce(x: jax.Array, replicas: Replicas) -> jax.Array:
-    """The sum of x over the replicas, and of its derivatives."""
-    return vary(jax.lax.psum(x, replicas.axis), varying(x))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sum_of_zeros(replicas: Replicas, x: jax.Array) -> jax.Array:
-    return x
-
-
-@_sum_of_zeros.defjvp
-def _change_of_sum(replicas: Replicas, at: Any, change: Any) -> Any:
-    (x,), (dx,) = at, change
-    # not x itself: its second derivative would not be summed
-    return _sum_of_zeros(replicas, x), all_reduce(dx, replicas)
+    gathered = jax.lax.stop_gradient(x)
+    if set(replicas.axes) <= varying(gathered):
+        # JAX keeps account of it, and is told that this does not vary
+        return jax.lax.all_gather(gathered, replicas.axes, to="invarying")
+    for axis in reversed(replicas.axes):  # vmap cannot gather over several at once
+        to = "invarying" if axis in varying(gathered) else "varying"
+        gathered = jax.lax.all_gather(gathered, axis, to=to)
+    return gathered.reshape(replicas.number, *x.shape)

@@ -8,8 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from batchnorm._moments import Moments
-from batchnorm.backends.fused import Sizes, Vectors, recomputed
+from batchnorm.backends.composite import Slopes
+from batchnorm.backends.fused import Sizes, Vectors, exact_backward
 from batchnorm.backends.tensorflow import operations
+from batchnorm.backends.tensorflow.lean import derived, second
 from batchnorm.backends.tensorflow.operations import dtype, reshape, shape
 from batchnorm.backends.tensorflow.place import UNAVAILABLE
 from batchnorm.backends.tensorflow.replicas import Replicas, all_reduce
@@ -31,10 +33,13 @@ def forward(
     offset: tf.Tensor | None,
     epsilon: float,
     activation: int,
+    residual: tf.Tensor | None = None,
 ) -> Any:
     """y, then what `moments` returns."""
     laid_out = reshape(x, sizes)
-    y, *measured = kernels.forward(laid_out, weights, scale, offset, epsilon, activation)
+    residual = None if residual is None else reshape(residual, sizes)
+    operands = (laid_out, weights, scale, offset, epsilon, activation)
+    y, *measured = kernels.forward(*operands, residual)
     return reshape(y, shape(x)), *measured
 
 
@@ -47,13 +52,15 @@ def standardize(
     activation: int,
     frozen: bool,
     replicas: Replicas | None,
+    residual: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """y; with `replicas`, the moments came from x on all of them."""
+    """y; with `replicas`, the moments came from x on all of them, and there is no residual."""
     laid_out = reshape(x, sizes)
     if replicas is not None:
         y = _standardize_over(replicas, laid_out, weights, given, epsilon, activation)
     else:
-        y = kernels.standardize(laid_out, weights, given, epsilon, activation, frozen)
+        residual = None if residual is None else reshape(residual, sizes)
+        y = kernels.standardize(laid_out, weights, given, epsilon, activation, frozen, residual)
     return reshape(y, shape(x))
 
 
@@ -99,6 +106,34 @@ def _forward_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]
     return [dx, None, _present(scale, sum_dy_xh), _present(offset, sum_dy), None]
 
 
+def _standardize_add_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
+    x, _, weights, *given, epsilon = op.inputs
+    how = (op.get_attr("activation"), op.get_attr("frozen"))
+    operands = (x, dy, op.outputs[0], weights, *given, epsilon)
+    dx, d_residual, sum_dy, sum_dy_xh = _backward_add(operands, *how)
+    *_, scale, offset, _ = given
+    d_scale, d_offset = _present(scale, sum_dy_xh), _present(offset, sum_dy)
+    return [dx, d_residual, None, None, None, None, None, d_scale, d_offset, None, None]
+
+
+def _forward_add_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
+    x, _, weights, scale, offset, epsilon = op.inputs
+    y, mean, remainder, variance, count = op.outputs
+    live = kernels.absent(mean.dtype)  # all of them
+    operands = (x, dy, y, weights, mean, remainder, variance, count, scale, offset, live, epsilon)
+    dx, d_residual, sum_dy, sum_dy_xh = _backward_add(operands, op.get_attr("activation"), False)
+    return [dx, d_residual, None, _present(scale, sum_dy_xh), _present(offset, sum_dy), None]
+
+
+def _backward_add(operands: tuple[tf.Tensor, ...], activation: int, frozen: bool) -> Any:
+    """By a kernel that reads y where that says something: y is not held elsewhere."""
+    if activation:
+        return kernels.backward_add(*operands, activation=activation, frozen=frozen)
+    x, dy, _, *rest = operands
+    dx, *sums = kernels.backward(x, dy, *rest, activation=activation, frozen=frozen)
+    return dx, dy, *sums
+
+
 def _present(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor | None:
     """The gradient `[G, C]` of a vector in the vector's shape; None where it was absent."""
     return None if kernels.is_absent(vector) else _shaped_like(vector, gradient)
@@ -118,83 +153,72 @@ def _standardize_over(
     activation: int,
 ) -> tf.Tensor:
     """`standardize` with the moments of all replicas: its derivative adds two vectors over them."""
-    names = [name for name in ("scale", "offset") if getattr(given, name) is not None]
     how = (epsilon, activation)
 
-    def named(affine: tuple[tf.Tensor, ...]) -> Vectors:
-        return given._replace(**dict(zip(names, affine, strict=True)))
+    def forward(x: tf.Tensor, scale: Any, offset: Any) -> tf.Tensor:
+        full = given._replace(scale=scale, offset=offset)
+        return kernels.standardize(x, weights, full, *how, False)
 
-    @tf.custom_gradient
-    def function(x: tf.Tensor, *affine: tf.Tensor) -> Any:
-        y = kernels.standardize(x, weights, named(affine), *how, False)
-        return y, lambda dy: derivative(x, dy, *affine)
-
-    @tf.custom_gradient
-    def derivative(x: tf.Tensor, dy: tf.Tensor, *affine: tf.Tensor) -> Any:
-        sums = kernels.backward_sums(x, dy, weights, named(affine), *how)
+    def backward(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
+        full = given._replace(scale=scale, offset=offset)
+        sums = kernels.backward_sums(x, dy, weights, full, *how)
         both = all_reduce(tf.concat(sums, 1), replicas)
-        dx = kernels.backward_input(x, dy, weights, named(affine), tf.split(both, 2, 1), *how)
-        slopes = dict(zip(("offset", "scale"), sums, strict=True))
-
-        def second(*upstream: tf.Tensor) -> Any:
-            """Its derivative, by differentiating the composite path twice."""
-            inputs = [x, dy, *affine]
-            with tf.GradientTape() as outer:
-                outer.watch(inputs)
-                with tf.GradientTape() as inner:
-                    inner.watch(inputs)
-                    sizes = shape(x)
-                    y = recomputed(
-                        operations, x, sizes, weights, named(affine), *how, False, replicas
-                    )
-                first = inner.gradient(y, [x, *affine], dy)
-                total = tf.add_n(
-                    [
-                        tf.reduce_sum(tf.cast(u * v, given.mean.dtype))
-                        for u, v in zip(upstream, first, strict=True)
-                    ]
-                )
-            return outer.gradient(total, inputs)
-
-        pairs = zip(names, affine, strict=True)
-        return [dx, *(_shaped_like(v, slopes[name]) for name, v in pairs)], second
-
-    return function(x, *(getattr(given, name) for name in names))
-
-
-def _backward_gradient(op: Any, *upstream: tf.Tensor) -> list[tf.Tensor | None]:
-    """The derivative of the backward kernel, by differentiating the composite path twice."""
-    x, dy, weights, *given, epsilon = op.inputs
-    named = Vectors(*(None if kernels.is_absent(vector) else vector for vector in given))
-    w = None if weights.shape.num_elements() == 0 else tf.expand_dims(weights, 3)
-    scale, offset = (
-        fill(named.mean) if vector is None else vector
-        for fill, vector in ((tf.ones_like, named.scale), (tf.zeros_like, named.offset))
-    )
-    eps = tf.cast(epsilon, named.mean.dtype)
-    how = (eps, op.get_attr("activation"), op.get_attr("frozen"))
-    inputs = [x, dy, scale, offset]
-    with tf.GradientTape() as outer:
-        outer.watch(inputs)
-        with tf.GradientTape() as inner:
-            inner.watch(inputs)
-            full = named._replace(scale=scale, offset=offset)
-            y = recomputed(operations, x, shape(x), w, full, *how)
-        dx, sum_dy_xh, sum_dy = inner.gradient(y, [x, scale, offset], dy)
-        total = tf.add_n(
-            [
-                tf.reduce_sum(tf.cast(u * v, named.mean.dtype))
-                for u, v in zip(upstream, (dx, sum_dy, sum_dy_xh), strict=True)
-            ]
+        dx = kernels.backward_input(x, dy, weights, full, tf.split(both, 2, 1), *how)
+        d_scale, d_offset = (
+            None if one is None else _shaped_like(one, total)
+            for one, total in ((scale, sums[1]), (offset, sums[0]))
         )
-    d_x, d_dy, d_scale, d_offset = outer.gradient(total, inputs)
-    d_scale = None if named.scale is None else d_scale
-    d_offset = None if named.offset is None else d_offset
-    return [d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None]
+        return Slopes(dx, d_scale, d_offset)
+
+    def exact(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
+        full = given._replace(scale=scale, offset=offset)
+        return exact_backward(operations, x, dy, shape(x), weights, full, *how, False, replicas)
+
+    return derived(forward, backward, exact, x, given.scale, given.offset)
+
+
+def _backward_gradient(op: Any, *upstream: tf.Tensor | None) -> list[tf.Tensor | None]:
+    """The derivative of the backward kernel, by differentiating its formula."""
+    x, dy, *rest = op.inputs
+    dx, sum_dy, sum_dy_xh = upstream
+    slopes = Slopes(dx, sum_dy_xh, sum_dy)
+    d_x, d_dy, *affine = _second(op, x, dy, rest, slopes, op.get_attr("activation"))
+    return [d_x, d_dy, None, None, None, None, None, *affine, None, None]
+
+
+def _backward_add_gradient(op: Any, *upstream: tf.Tensor | None) -> list[tf.Tensor | None]:
+    """The same, where y says what the activation passes on: to the residual too."""
+    x, dy, y, *rest = op.inputs
+    dx, d_residual, sum_dy, sum_dy_xh = upstream
+    slopes, zeros = Slopes(dx, sum_dy_xh, sum_dy), tf.zeros_like(dy)
+    d_x, d_passed, *affine = _second(op, x, tf.where(y > 0, dy, zeros), rest, slopes, 0)
+    if d_residual is not None:
+        d_passed += d_residual
+    d_dy = tf.where(y > 0, d_passed, zeros)
+    return [d_x, d_dy, None, None, None, None, None, None, *affine, None, None]
+
+
+def _second(
+    op: Any, x: tf.Tensor, dy: tf.Tensor, rest: Any, upstream: Slopes, activation: int
+) -> list[tf.Tensor | None]:
+    """The derivatives by x, dy, scale and offset."""
+    weights, *vectors, epsilon = rest
+    given = Vectors(*(None if kernels.is_absent(vector) else vector for vector in vectors))
+    weights = None if weights.shape.num_elements() == 0 else tf.expand_dims(weights, 3)
+    how = (tf.cast(epsilon, given.mean.dtype), activation, op.get_attr("frozen"))
+
+    def exact(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
+        full = given._replace(scale=scale, offset=offset)
+        return exact_backward(operations, x, dy, shape(x), weights, full, *how)
+
+    return second(exact, (x, dy, given.scale, given.offset), upstream)
 
 
 if UNAVAILABLE is None:
     tf.RegisterGradient("BatchnormStandardize")(_standardize_gradient)
     tf.RegisterGradient("BatchnormForward")(_forward_gradient)
     tf.RegisterGradient("BatchnormBackward")(_backward_gradient)
+    tf.RegisterGradient("BatchnormStandardizeAdd")(_standardize_add_gradient)
+    tf.RegisterGradient("BatchnormForwardAdd")(_forward_add_gradient)
+    tf.RegisterGradient("BatchnormBackwardAdd")(_backward_add_gradient)
     tf.no_gradient("BatchnormRemember")

@@ -13,6 +13,7 @@ from batchnorm.backends.tensorflow.constants import constant
 
 where = tf.where
 sqrt = tf.sqrt
+rsqrt = tf.math.rsqrt
 maximum = tf.maximum
 minimum = tf.minimum
 isfinite = tf.math.is_finite
@@ -22,6 +23,7 @@ ones_like = tf.ones_like
 zeros_like = tf.zeros_like
 transpose = tf.transpose
 concatenate = tf.concat
+relu = tf.nn.relu
 
 
 def is_tensor(value: Any) -> bool:
@@ -116,6 +118,56 @@ def sum(x: tf.Tensor, axes: Any) -> tf.Tensor:
     return tf.reduce_sum(x, axes, keepdims=True)
 
 
+def mean(x: tf.Tensor, axes: Any) -> tf.Tensor:
+    """The average over these axes; 0 of no values.
+
+    What is left over a first average is added up too: TensorFlow adds rows one after the other, a
+    million are off by 1e-3 of their sum, and by nothing where that is near zero.
+    """
+    number = _number(x, axes)
+    number = max(number, 1.0) if isinstance(number, float) else tf.maximum(number, 1)
+    rough = sum(x, axes) / number
+    return rough + sum(x - rough, axes) / number
+
+
+def long_sum(x: tf.Tensor, axes: Any) -> tf.Tensor:
+    """The sum of many numbers, as exact as their `mean`."""
+    return mean(x, axes) * _number(x, axes)
+
+
+def near(x: tf.Tensor, axes: Any) -> tf.Tensor:
+    """Something near the mean over these axes that takes no sum: a value of each channel."""
+    first = x[tuple(slice(1) if i in axes else slice(None) for i in range(x.shape.rank))]
+    return first if x.shape.num_elements() else sum(first, axes)  # which may be empty
+
+
+def subtract(x: tf.Tensor, y: tf.Tensor, times: float = 1.0) -> tf.Tensor:
+    """x - times * y."""
+    return x - (y if times == 1 else y * times)
+
+
+def add_product(
+    x: tf.Tensor, y: tf.Tensor, z: tf.Tensor, times: float = 1.0, dtype: str | None = None
+) -> tf.Tensor:
+    """x + times * y * z, in this type."""
+    result = x + y * (z if times == 1 else z * times)
+    return result if dtype is None else cast(result, dtype)
+
+
+def product(x: tf.Tensor, y: tf.Tensor, dtype: str) -> tf.Tensor:
+    """x * y, in this type."""
+    return cast(x * y, dtype)
+
+
+def _number(x: tf.Tensor, axes: Any) -> Any:
+    """How many numbers each sum over these axes adds, in their type where only the run knows."""
+    sizes = shape(x)
+    number = 1
+    for axis in axes:
+        number = number * sizes[axis]
+    return tf.cast(number, x.dtype) if is_tensor(number) else float(number)
+
+
 def products(x: tf.Tensor) -> tf.Tensor:
     """Of each row and all behind it."""
     return tf.math.cumprod(x, 0, reverse=True)
@@ -126,30 +178,10 @@ def indices(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.range(tf.shape(x)[0]), x.dtype)[:, None]
 
 
-def wide_sum(x: tf.Tensor, axes: Any) -> tf.Tensor:
-    """In float64: TensorFlow adds rows one after the other, hundreds off after a million."""
-    return tf.reduce_sum(tf.cast(x, tf.float64), axes, keepdims=True)
-
-
-@tf.custom_gradient
-def add(x: tf.Tensor, vector: tf.Tensor) -> Any:
-    """x + vector, for a vector with x's rank and ones. Its derivative is summed in float64 too."""
-    return x + vector, lambda dz: (dz, _summed_to(dz, vector))
-
-
-@tf.custom_gradient
-def multiply(x: tf.Tensor, vector: tf.Tensor) -> Any:
-    """x * vector; see `add`."""
-    return x * vector, lambda dz: (dz * vector, _summed_to(dz * x, vector))
-
-
-def _summed_to(dz: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
-    ones = [i for i, size in enumerate(vector.shape.as_list()) if size == 1]
-    return tf.cast(wide_sum(dz, ones), vector.dtype)
-
-
-def pin(x: tf.Tensor, dtype: str) -> tf.Tensor:
-    return tf.cast(x, dtype)  # the rounding from float64 is one that XLA keeps
+def pin(x: tf.Tensor) -> tf.Tensor:
+    """x to within an ulp, as a value that XLA cannot see through; see JAX's."""
+    bits = tf.bitcast(x, tf.int64 if x.dtype == tf.float64 else tf.int32)
+    return tf.bitcast(tf.bitwise.bitwise_and(bits, tf.constant(-2, bits.dtype)), x.dtype)
 
 
 def concrete(value: Any) -> Any:
@@ -175,3 +207,23 @@ def check(condition: Any, error: type[Exception], message: str, value: Any) -> A
 def cond(predicate: tf.Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     """What `yes` or `no` returns; one of them runs."""
     return tf.cond(predicate, yes, no)
+
+
+def with_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`tf.custom_gradient` of a function of tensors alone.
+
+    In a conditional of TensorFlow 1 its inputs hang on the predicate, and where that is a variable,
+    TensorFlow (2.21) takes the function for one that uses variables: they have no gradient.
+    """
+
+    def wrapped(*operands: Any) -> Any:
+        result, gradient = function(*operands)
+
+        def of_tensors(*upstream: Any, variables: Any = None) -> Any:
+            found = gradient(*upstream)
+            return (found, [None] * len(variables)) if variables else found
+
+        return result, of_tensors
+
+    made: Callable[..., Any] = tf.custom_gradient(wrapped)
+    return made

@@ -12,7 +12,7 @@ UNAVAILABLE = load_operators("tensorflow")
 
 def why_not(x: tf.Tensor) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
-    if UNAVAILABLE is None and _compiles_with_xla():
+    if UNAVAILABLE is None and compiles_with_xla():
         return "XLA (jit_compile=True) cannot hold the native kernels."
     if UNAVAILABLE is None and tf.config.list_physical_devices("GPU"):
         return "The native kernels run on the CPU; TensorFlow has a GPU here."
@@ -34,7 +34,7 @@ def recomputing() -> bool:
     )
 
 
-def _compiles_with_xla() -> bool:
+def compiles_with_xla() -> bool:
     """Whether a tf.function with jit_compile=True is being traced.
 
     A graph does not know what will compile it (TensorFlow 2.21); the tracer, which waits for it,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from batchnorm.backends import composite, fused
-from batchnorm.backends.torch import derivatives, operations, whole
+from batchnorm.backends.torch import derivatives, inference, lean, operations, whole
 from batchnorm.backends.torch.operations import *  # noqa: F403
 from batchnorm.backends.torch.place import UNAVAILABLE as UNAVAILABLE
 from batchnorm.backends.torch.place import recomputing, traced, why_not
 from batchnorm.backends.torch.replicas import aligned, all_gather, find_replicas
 
-COMPOSITE = composite.Steps(operations)
-KERNELS = fused.Steps(operations, derivatives, whole.whole)
+COMPOSITE = composite.Steps(operations, inference.infer, lean.standardize, lean.remember)
+KERNELS = fused.Steps(operations, derivatives, whole.whole, adds=True)

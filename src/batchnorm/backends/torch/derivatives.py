@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from batchnorm._moments import Moments
-from batchnorm.backends.fused import Sizes, Vectors, recomputed
+from batchnorm.backends.fused import ACTIVATIONS, Sizes, Vectors, exact_backward
 from batchnorm.backends.torch import operations
 from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
 from batchnorm.backends.torch.replicas import Replicas, all_reduce
@@ -53,6 +53,49 @@ def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
 
 
+def _save_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """With a residual, y too where it says what the activation passes on: the next layer has it."""
+    x, ctx.sizes, _, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    if ctx.frozen:
+        given[0], given[2] = given[0].clone(), given[2].clone()
+    ctx.save_for_backward(x, output if ctx.activation else None, weights, *given)
+
+
+def _save_forward_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, ctx.sizes, _, weights, scale, offset, ctx.epsilon, ctx.activation = inputs
+    y, *measured = output
+    ctx.frozen = False
+    kept = (x, y if ctx.activation else None, weights, *measured, scale, offset, None)
+    ctx.save_for_backward(*kept)
+    ctx.mark_non_differentiable(*measured)
+    ctx.set_materialize_grads(False)
+
+
+def _derivative_add(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    x, y, weights, *given = ctx.saved_tensors
+    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+    named = "backward" if y is None else "backward_add"
+    backward = getattr(torch.ops.batchnorm, named) if batched else functools.partial(run, named)
+    alike = (dy,) if y is None else (dy, y)
+    how = (ctx.epsilon, ctx.activation, ctx.frozen)
+    dx, *d_residual, sum_dy, sum_dy_xh = backward(x, ctx.sizes, *alike, weights, *given, *how)
+    *_, scale, offset, _ = given
+    slopes = (None if scale is None else sum_dy_xh, None if offset is None else sum_dy)
+    return dx, dy if y is None else d_residual[0], *slopes
+
+
+def _standardize_add_derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    dx, d_residual, *slopes = _derivative_add(ctx, dy)
+    return dx, None, d_residual, None, None, None, None, None, *slopes, None, None, None, None
+
+
+def _forward_add_derivative(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if dy is None:
+        return (None,) * 8
+    dx, d_residual, *slopes = _derivative_add(ctx, dy)
+    return dx, None, d_residual, None, *slopes, None, None
+
+
 def _standardize_derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     dx, d_scale, d_offset = _derivative(ctx, dy)
     return dx, None, None, None, None, None, None, d_scale, d_offset, None, None, None, None
@@ -71,42 +114,65 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-    """The derivative of `backward`, by differentiating the composite path twice."""
+    """The derivative of `backward`, by differentiating its formula."""
     x, dy, weights, *vectors_ = ctx.saved_tensors
-    sizes, given = ctx.sizes, Vectors(*vectors_)
-    absent = (given.scale is None, given.offset is None)
-    ones = torch.ones_like(given.mean)
-    scale = ones if given.scale is None else given.scale
-    offset = torch.zeros_like(ones) if given.offset is None else given.offset
+    named = dict(zip(("x", "offset", "scale"), upstream, strict=True))
+    d_x, d_dy, *affine = _second(ctx, x, dy, None, weights, Vectors(*vectors_), named)
+    return d_x, None, d_dy, None, None, None, None, None, *affine, None, None, None, None
 
-    def gradients(
-        x: torch.Tensor, dy: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        def y_of(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-            full = given._replace(scale=scale, offset=offset)
-            return recomputed(
-                operations, x, sizes, weights, full, ctx.epsilon, ctx.activation, ctx.frozen
-            )
 
-        dx, sum_dy_xh, sum_dy = torch.func.vjp(y_of, x, scale, offset)[1](dy)
-        return dx, sum_dy, sum_dy_xh
+def _save_backward_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, ctx.sizes, dy, y, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    ctx.save_for_backward(x, dy, y, weights, *given)
 
-    values, pull = torch.func.vjp(gradients, x, dy, scale, offset)
-    d_x, d_dy, d_scale, d_offset = pull(
-        tuple(
-            torch.zeros_like(v) if u is None else u for u, v in zip(upstream, values, strict=True)
-        )
+
+def _second_derivative_add(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+    """The same of `backward_add`, in which y says what the activation passes on."""
+    x, dy, y, weights, *vectors_ = ctx.saved_tensors
+    named = dict(zip(("x", "residual", "offset", "scale"), upstream, strict=True))
+    d_x, d_dy, *affine = _second(ctx, x, dy, y, weights, Vectors(*vectors_), named)
+    return d_x, None, d_dy, None, None, None, None, None, None, *affine, None, None, None, None
+
+
+def _second(
+    ctx: Any,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    y: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    given: Vectors,
+    given_back: dict[str, torch.Tensor],
+) -> tuple[Any, ...]:
+    """The derivatives by x, dy, scale and offset."""
+    how = (ctx.epsilon, ctx.activation if y is None else ACTIVATIONS[None], ctx.frozen)
+    named = {"x": x, "dy": dy, "scale": given.scale, "offset": given.offset}
+    named = {name: one for name, one in named.items() if one is not None}
+
+    def slopes(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        full = given._replace(**{name: named[name] for name in named.keys() & _AFFINE})
+        dy = named["dy"] if y is None else torch.where(y > 0, named["dy"], 0)
+        found = exact_backward(operations, named["x"], dy, ctx.sizes, weights, full, *how)
+        slopes = {name: one for name, one in found._asdict().items() if one is not None}
+        return slopes if y is None else {**slopes, "residual": dy}
+
+    values, pull = torch.func.vjp(slopes, named)
+    (found,) = pull(
+        {
+            name: torch.zeros_like(one) if given_back[name] is None else given_back[name]
+            for name, one in values.items()
+        }
     )
-    d_scale, d_offset = (
-        None if missing else grad for missing, grad in zip(absent, (d_scale, d_offset), strict=True)
-    )
-    return d_x, None, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
+    return tuple(found.get(name) for name in ("x", "dy", "scale", "offset"))
 
 
+_AFFINE = {"scale", "offset"}
 _RULES = {
     "standardize": (_standardize_derivative, _save),
     "forward": (_forward_derivative, _save_forward),
     "backward": (_second_derivative, _save_backward),
+    "standardize_add": (_standardize_add_derivative, _save_add),
+    "forward_add": (_forward_add_derivative, _save_forward_add),
+    "backward_add": (_second_derivative_add, _save_backward_add),
 }
 if UNAVAILABLE is None:
     for _name, (_rule, _setup) in _RULES.items():
@@ -126,8 +192,12 @@ def forward(
     offset: torch.Tensor | None,
     epsilon: float,
     activation: int,
+    residual: torch.Tensor | None = None,
 ) -> Any:
     """y, then what `moments` returns."""
+    if residual is not None:
+        operands = (x, sizes, residual, weights, scale, offset)
+        return run("forward_add", *operands, epsilon, activation)
     return run("forward", x, sizes, weights, scale, offset, epsilon, activation)
 
 
@@ -140,8 +210,12 @@ def standardize(
     activation: int,
     frozen: bool,
     replicas: Replicas | None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y; with `replicas`, the moments came from x on all of them."""
+    """y; with `replicas`, the moments came from x on all of them, and there is no residual."""
+    if residual is not None:
+        how = (epsilon, activation, frozen)
+        return run("standardize_add", x, sizes, residual, weights, *given, *how)
     operands = (x, sizes, weights, *given, epsilon, activation)
     if replicas is not None:
         return StandardizeOver.apply(replicas, *operands)
@@ -179,13 +253,18 @@ class StandardizeOver(torch.autograd.Function):
         x, weights, *vectors_ = ctx.saved_tensors
         given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
         operands = (x, ctx.sizes, dy, weights)
-        # create_graph: derivatives of this one are wanted
-        derivative = _exact_derivative if torch.is_grad_enabled() else _derivative_over
-        dx, d_scale, d_offset = derivative(ctx.replicas, *operands, given, how)
+        found: tuple[Any, ...]
+        if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
+            found = exact_backward(
+                operations, x, dy, ctx.sizes, weights, given, *how, False, ctx.replicas
+            )
+        else:
+            found = _backward_over(ctx.replicas, *operands, given, how)
+        dx, d_scale, d_offset = found
         return None, dx, None, None, None, None, None, None, d_scale, d_offset, None, None, None
 
 
-def _derivative_over(
+def _backward_over(
     replicas: Replicas,
     x: torch.Tensor,
     sizes: Sizes,
@@ -202,24 +281,6 @@ def _derivative_over(
     sums = (half.contiguous() for half in both.chunk(2, 1))
     dx = torch.ops.batchnorm.backward_input(*where, count, scale, offset, live, *sums, *how)
     return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
-
-
-def _exact_derivative(
-    replicas: Replicas,
-    x: torch.Tensor,
-    sizes: Sizes,
-    dy: torch.Tensor,
-    weights: torch.Tensor | None,
-    given: Vectors,
-    how: tuple[float, int],
-) -> tuple[torch.Tensor | None, ...]:
-    """The same with all its derivatives, through the composite path."""
-    y = recomputed(operations, x, sizes, weights, given, *how, False, replicas)
-    wanted = {0: x, 1: given.scale, 2: given.offset}
-    wanted = {i: one for i, one in wanted.items() if one is not None and one.requires_grad}
-    found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
-    gradients = dict(zip(wanted, found, strict=True))
-    return gradients.get(0), gradients.get(1), gradients.get(2)
 
 
 def run(name: str, *operands: Any) -> Any:

@@ -10,8 +10,7 @@ import torch
 
 where = torch.where
 sqrt = torch.sqrt
-add = torch.add
-multiply = torch.mul
+rsqrt = torch.rsqrt
 isfinite = torch.isfinite
 equal = torch.eq
 all = torch.all
@@ -19,6 +18,7 @@ ones_like = torch.ones_like
 zeros_like = torch.zeros_like
 transpose = torch.permute
 concatenate = torch.cat
+relu = torch.relu
 
 
 def is_tensor(value: Any) -> bool:
@@ -46,11 +46,11 @@ def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def reshape(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
-    return x if x.shape == tuple(shape) else x.reshape(shape)
+    return x if sizes_of(x) == tuple(shape) else x.reshape(shape)
 
 
 def broadcast_to(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
-    return x if x.shape == tuple(shape) else torch.broadcast_to(x, shape)
+    return x if sizes_of(x) == tuple(shape) else torch.broadcast_to(x, shape)
 
 
 def row(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
@@ -60,15 +60,27 @@ def row(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
 
 def per_channel(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
     """x as the kernels take it: as many elements as `shape`, contiguous."""
-    rows, columns = shape
-    return (x if x.numel() == rows * columns else x.expand(shape)).contiguous()
+    own = sizes_of(x)
+    full = own == tuple(shape) or (shape[0] == 1 and own == (shape[1],))
+    return (x if full else x.expand(shape)).contiguous()
 
 
-def shape(x: torch.Tensor) -> tuple[Any, ...]:
-    return x.shape
+def sizes_of(x: torch.Tensor) -> tuple[Any, ...]:
+    """x's sizes, as integers also where `torch.jit.trace` would hand out tensors.
+
+    (torch 2.13: reading these as integers warns, and would be right about sizes that vary.)
+    """
+    state = torch._C._get_tracing_state()
+    if state is None:
+        return x.shape
+    torch._C._set_tracing_state(None)
+    try:
+        return x.shape
+    finally:
+        torch._C._set_tracing_state(state)
 
 
-runtime_shape = shape
+shape = runtime_shape = sizes_of
 
 
 def full(shape: Sequence[Any], value: Any, dtype: str, like: torch.Tensor) -> torch.Tensor:
@@ -92,6 +104,68 @@ def sum(x: torch.Tensor, axes: Any) -> torch.Tensor:
     return x if axes == () else torch.sum(x, axes, keepdim=True)
 
 
+long_sum = sum  # torch adds in cascades
+
+
+def mean(x: torch.Tensor, axes: Any) -> torch.Tensor:
+    """The average over these axes; 0 of no values."""
+    return torch.mean(x, axes, keepdim=True) if axes != () and x.numel() else sum(x, axes)
+
+
+def near(x: torch.Tensor, axes: Any) -> torch.Tensor:
+    """Something near the mean over these axes that takes no sum: a value of each channel."""
+    first = x[tuple(slice(1) if i in axes else slice(None) for i in range(x.dim()))]
+    return first if x.numel() else sum(first, axes)
+
+
+def subtract(x: torch.Tensor, y: torch.Tensor, times: float = 1.0) -> torch.Tensor:
+    """x - times * y."""
+    return torch.sub(x, y, alpha=times)
+
+
+def add_product(
+    x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, times: float = 1.0, dtype: str | None = None
+) -> torch.Tensor:
+    """x + times * y * z, in this type."""
+    narrow = _narrow(y, dtype)
+    return (
+        torch.addcmul(x, y, z, value=times, out=narrow)
+        if narrow is not None
+        else _in_type(torch.addcmul(x, y, z, value=times), dtype)
+    )
+
+
+def product(x: torch.Tensor, y: torch.Tensor, dtype: str) -> torch.Tensor:
+    """x * y, in this type."""
+    narrow = _narrow(x, dtype)
+    return torch.mul(x, y, out=narrow) if narrow is not None else _in_type(x * y, dtype)
+
+
+def _narrow(x: torch.Tensor, dtype: str | None) -> torch.Tensor | None:
+    """Room for a result of another type than x, so that it is rounded as it is written.
+
+    None where the type is x's, or where someone watches who has no rule for that.
+    """
+    wanted = x.dtype if dtype is None else getattr(torch, dtype)
+    if x.dtype is wanted or not _unwatched(x):
+        return None
+    return torch.empty_like(x, dtype=wanted)
+
+
+def _in_type(x: torch.Tensor, dtype: str | None) -> torch.Tensor:
+    return x if dtype is None else cast(x, dtype)
+
+
+def _unwatched(x: torch.Tensor) -> bool:
+    return not (
+        torch.is_grad_enabled()
+        or type(x) is not torch.Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(x)
+    )
+
+
 def products(x: torch.Tensor) -> torch.Tensor:
     """Of each row and all behind it."""
     return torch.cumprod(x.flip(0), 0).flip(0)
@@ -102,11 +176,8 @@ def indices(x: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(x), dtype=x.dtype, device=x.device)[:, None]
 
 
-wide_sum = sum  # torch adds in cascades: float32 is close enough for a shift
-
-
-def pin(x: torch.Tensor, dtype: str) -> torch.Tensor:
-    return cast(x, dtype)
+def pin(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 def concrete(value: Any) -> Any:

@@ -24,7 +24,23 @@ def why_not(x: torch.Tensor) -> str | None:
 
 def traced(x: torch.Tensor) -> bool:
     """Whether what is called now becomes a program that may run elsewhere."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._get_dispatch_mode(_PROXY) is not None  # make_fx
+    )
+
+
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
+# torch 2.6 has none
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.jit.is_scripting)
+
+
+def exporting() -> bool:
+    """Whether a program is made that others will read: `torch.export`, ONNX, `torch.jit.trace`."""
+    return _is_exporting() or torch._C._get_tracing_state() is not None
 
 
 def observed() -> bool:

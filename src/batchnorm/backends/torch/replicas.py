@@ -29,9 +29,9 @@ class Replicas(NamedTuple):
     number: int
     groups: int | None = None
 
-    def sum_of_zeros(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over the processes of an x that is 0 on each: x, with the sum's derivative."""
-        return _SumOfZeros.apply(x, self)
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of x over the replicas, and of its derivatives."""
+        return all_reduce(x, self)
 
 
 def find_replicas(synchronized: Any, owner: str) -> Replicas | None:
@@ -136,17 +136,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         return _Sum.apply(dy, ctx.replicas), None
-
-
-class _SumOfZeros(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, replicas: Replicas) -> torch.Tensor:
-        ctx.replicas = replicas
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> Any:
-        return all_reduce(dy, ctx.replicas), None
 
 
 # Backends do not compare sizes: gloo aborts the process or returns another process's memory

@@ -65,17 +65,15 @@ def whole(
         ready = plan.ready["torch"] = Ready(plan)
     gamma, beta = parameters.get("gamma"), parameters.get("beta")
     mean, variance = state.get("moving_mean"), state.get("moving_variance")
-    for vector in (gamma, beta):
+    for vector in (gamma, beta, mean, variance):
         if vector is not None and not ready.holds(vector):
             return None
     if (
-        not (ready.holds(mean) and ready.holds(variance))
+        (plan.needed and (mean is None or variance is None))
         or len(parameters) != (gamma is not None) + (beta is not None)
         or not state.keys() <= _OF_STATE  # others have a shape that must be right
     ):
         return None
-    assert mean is not None
-    assert variance is not None
     learns = torch.is_grad_enabled() and (
         x.requires_grad
         or (gamma is not None and gamma.requires_grad)
@@ -98,6 +96,8 @@ def whole(
         y, moments = _forward(ready, x, gamma, beta)
     if not plan.update:
         return y, dict(state)
+    assert mean is not None
+    assert variance is not None
     new = dict(state)
     new["moving_mean"], new["moving_variance"] = torch.empty_like(mean), torch.empty_like(variance)
     old_skipped = new_skipped = None

@@ -79,10 +79,11 @@ class BatchNormalization(BatchNormalizationBase):
         training: Any = None,
         mask: Any = None,
         batch_weights: Any = None,
+        residual: Any = None,
     ) -> Any:
         given = mask if mask is not None else getattr(inputs, "_keras_mask", None)
         self._masked = given is not None or batch_weights is not None
-        return super()._call(transform, inputs, training, mask, batch_weights)
+        return super()._call(transform, inputs, training, mask, batch_weights, residual)
 
     def _training(self, training: Any) -> Any:
         return training
