@@ -126,6 +126,27 @@ def test_a_compiled_function_adds_it_too(engine: engines.Engine, name: str) -> N
     check(engine, name, "float32", "relu", None, engine.modes[1])
 
 
+def test_tensorflow_adds_it_in_the_pass_of_the_kernels() -> None:
+    tf = pytest.importorskip("tensorflow")
+    if "tensorflow" not in engines.ENGINES or batchnorm.why_not("tensorflow"):
+        pytest.skip("there are no kernels here")
+    x = tf.constant(X, tf.float32)
+    parameters, state = batchnorm.init(x)
+
+    @tf.function(autograph=False)
+    def step(x: Any, residual: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch((x, residual))
+            y, _ = batchnorm.batch_norm(
+                x, parameters, state, training=True, residual=residual, activation="relu"
+            )
+        return tape.gradient(y, (x, residual), output_gradients=x)
+
+    graph = step.get_concrete_function(x, x).graph
+    kinds = [one.type for one in graph.get_operations() if one.type.startswith("Batchnorm")]
+    assert kinds == ["BatchnormForwardAdd", "BatchnormBackwardAdd"]
+
+
 def test_a_residual_changes_no_statistics_and_may_be_infinite(engine: engines.Engine) -> None:
     x = engine.tensor(X, "float32")
     parameters, state = batchnorm.init(x)

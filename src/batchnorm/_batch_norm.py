@@ -255,18 +255,21 @@ def normalize(
     """
     ops = ops or backend_of(x)
     training = resolve_training(ops, training, options.owner)
+    weighted = mask is not None or batch_weights is not None
     if residual is not None:
         check_residual(ops, options.owner, x, residual)
-        given = (x, parameters, state, training, mask, batch_weights, update_from)
-        y, new = normalize(options.without_activation, *given, ops=ops)
-        return activated(ops, y + residual, options.activation), new
-    weighted = mask is not None or batch_weights is not None
+        alone = isinstance(training, bool) and options.ghost_order != "chunks"
+        if not (alone and plan(ops, options, x, training, weighted).adds(ops)):
+            call = (x, parameters, state, training, mask, batch_weights, update_from)
+            y, new = normalize(options.without_activation, *call, ops=ops)
+            return activated(ops, y + residual, options.activation), new
 
     def way(training: bool, x: Tensor) -> tuple[Tensor, State]:
         filled = filled_up(ops, options, x, training, mask, batch_weights)
         if filled is None:
             chosen = plan(ops, options, x, training, weighted)
-            return run(ops, chosen, x, parameters, state, mask, batch_weights, update_from)
+            others = (mask, batch_weights, update_from, residual)
+            return run(ops, chosen, x, parameters, state, *others)
         chosen = plan(ops, filled.options, filled.x, training, True)
         given = (filled.x, parameters, state, filled.mask, filled.batch_weights, update_from)
         y, new = run(ops, chosen, *given)

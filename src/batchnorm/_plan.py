@@ -86,6 +86,16 @@ class Plan:
         """Whether statistics are merged over more than one replica."""
         return self.replicas is not None and self.replicas.number > 1
 
+    def adds(self, ops: Any) -> bool:
+        """Whether the kernels that run add a residual in their own pass."""
+        return (
+            self.kernels
+            and ops.KERNELS.adds
+            and (self.batch or not self.traced)
+            and not self.several
+            and self.options.adjustment is None
+        )
+
     def __repr__(self) -> str:
         shown = ("way", "batch", "update", "kernels", "reason", "shape", "axes", "dtype")
         given = [f"{name}={getattr(self, name)!r}" for name in shown]

@@ -28,9 +28,10 @@ def run(
     mask: Tensor | None = None,
     batch_weights: Tensor | None = None,
     update_from: Mapping[str, Tensor] | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """What a plan says, of one call's tensors."""
-    if plan.plain and update_from is None:
+    """What a plan says, of one call's tensors; with a residual only where it `adds` it."""
+    if plan.plain and update_from is None and residual is None:
         done: tuple[Tensor, State] | None = ops.KERNELS.whole(plan, x, parameters, state)
         if done is not None:
             return done
@@ -38,11 +39,10 @@ def run(
     given = (parameters, state, mask, batch_weights)
     if plan.batch:
         operands = laid_out(ops, plan, plan.view or open_view(ops, plan, x), x, *given)
-        y, measured = train(ops, plan, x, operands)
+        y, measured = train(ops, plan, x, operands, residual)
     else:
-        y = infer(
-            ops, plan, x, laid_out(ops, plan, plan.whole or open_whole(ops, plan, x), x, *given)
-        )
+        operands = laid_out(ops, plan, plan.whole or open_whole(ops, plan, x), x, *given)
+        y = infer(ops, plan, x, operands, residual)
     if not plan.update:
         return y, dict(state)
     if not plan.batch:
@@ -79,9 +79,12 @@ def laid_out(
     return Operands(view, (gamma, beta), Rows(ops, view, state, dtype), weights)
 
 
-def infer(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Tensor:
+def infer(
+    ops: Any, plan: Plan, x: Tensor, given: Operands, residual: Tensor | None = None
+) -> Tensor:
     """y with the moving statistics: an affine map on x's own shape."""
-    case = Case(given.view, given.weights, plan.options.epsilon, plan.options.activation)
+    how = (plan.options.epsilon, plan.options.activation)
+    case = Case(given.view, given.weights, *how, residual)
     # a program that leaves this process must not need this package's operators there
     steps = ops.KERNELS if plan.kernels and not plan.traced else ops.COMPOSITE
     used = Moments(given.old["moving_mean"], None, given.old["moving_variance"], None)
@@ -97,11 +100,13 @@ def measure(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Moments:
     return merge_replicas(ops, own, _aligned(ops, plan, given.view, own))
 
 
-def train(ops: Any, plan: Plan, x: Tensor, given: Operands) -> tuple[Tensor, Moments]:
+def train(
+    ops: Any, plan: Plan, x: Tensor, given: Operands, residual: Tensor | None = None
+) -> tuple[Tensor, Moments]:
     """y with the batch's own statistics, and these: moments, correct, standardize."""
     view, parameters, old, weights = given
     steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
-    case = Case(view, weights, plan.options.epsilon, None)
+    case = Case(view, weights, plan.options.epsilon, None, residual)
     if plan.way == "at once":
         by = correct(ops, plan, view, x, old, parameters)
         case = case._replace(activation=by.activation)

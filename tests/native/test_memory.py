@@ -44,6 +44,30 @@ def test_torch_saves_x_and_vectors(dtype: str, mode: str) -> None:
     assert sum(saved[False].values()) >= 2 * size
 
 
+@pytest.mark.parametrize("mode", ["plain", "renorm", "weights"])
+@pytest.mark.parametrize("activation", ["relu", None])
+def test_torch_saves_y_with_a_residual_and_relu(activation: str | None, mode: str) -> None:
+    import torch
+
+    x, residual = (torch.randn(64, 50, 8, requires_grad=True) for _ in range(2))
+    weights = torch.rand(64) if mode == "weights" else None
+    parameters, state = batchnorm.init(x, renorm=mode == "renorm")
+    held: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y, _ = batchnorm.batch_norm(
+            x, parameters, state, training=True, fused=True, renorm=mode == "renorm",
+            batch_weights=weights, residual=residual, activation=activation,
+        )  # fmt: skip
+    assert held.pop(x.untyped_storage().data_ptr())
+    assert bool(held.pop(y.untyped_storage().data_ptr(), 0)) is (activation == "relu")
+    assert sum(held.values()) <= 1000 + (64 * 50 * 4 if mode == "weights" else 0)
+
+
 @pytest.mark.parametrize("dtype", BYTES)
 @pytest.mark.parametrize("axis", [1, -1])
 def test_a_step_of_jax_holds_nothing_more(axis: int, dtype: str) -> None:

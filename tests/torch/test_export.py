@@ -21,7 +21,7 @@ def module() -> ours.BatchNorm2d:
 def test_an_exported_program_holds_no_operator_of_ours() -> None:
     norm = module()
     batch = torch.export.Dim("batch")
-    program = torch.export.export(norm, (X,), dynamic_shapes=({0: batch}, None, None, None))
+    program = torch.export.export(norm, (X,), dynamic_shapes=({0: batch},))
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert targets
     assert not [one for one in targets if "batchnorm" in one]

@@ -13,6 +13,7 @@ class Kernel(NamedTuple):
 
     `c` are the arguments of the C function, in order; `takes` those of an operator, `gives` its
     results. `sizes` are [A, G, B, C, D]; the sizes of weights go with them, and `dtype` is x's.
+    What ends in `_add` adds a residual before the activation; `y` is what it returned.
     """
 
     c: str
@@ -59,6 +60,26 @@ KERNELS = {
             """x sizes dy weights mean remainder variance count scale offset live sum_dy sum_dy_xh
             epsilon activation""",
             "dx",
+        ),
+        "standardize_add": (
+            """dtype sizes x residual weights mean remainder variance epsilon scale offset
+            activation y""",
+            """x sizes residual weights mean remainder variance count scale offset live epsilon
+            activation frozen""",
+            "y",
+        ),
+        "forward_add": (
+            """dtype sizes x residual weights epsilon scale offset activation mean remainder
+            variance count y""",
+            "x sizes residual weights scale offset epsilon activation",
+            "y mean remainder variance count",
+        ),
+        "backward_add": (
+            """dtype sizes x dy y weights count mean remainder variance epsilon scale offset
+            activation live frozen sum_dy sum_dy_xh dx d_residual""",
+            """x sizes dy y weights mean remainder variance count scale offset live epsilon
+            activation frozen""",
+            "dx d_residual sum_dy sum_dy_xh",
         ),
     }.items()
 }

@@ -40,17 +40,23 @@ class Steps:
 
     `calls` has the kernels with their derivatives: `moments`, `forward` and `standardize`, of an x
     that reads as the sizes `[A, G, B, C, D]`, and weights `[A, G or 1, B, 1, D]`. `whole` does a
-    plain call in one go where it can; None where a framework has no such way.
+    plain call in one go where it can; None where a framework has no such way. `adds`: forward and
+    standardize take a residual.
     """
 
-    def __init__(self, ops: Any, calls: Any, whole: Any = None) -> None:
-        self.ops, self.calls, self.whole = ops, calls, whole
+    def __init__(self, ops: Any, calls: Any, whole: Any = None, adds: bool = False) -> None:
+        self.ops, self.calls, self.whole, self.adds = ops, calls, whole, adds
 
     def _laid_out(self, x: Tensor, case: Case) -> tuple[Tensor, Sizes, Tensor | None]:
         view, weights = case.view, case.weights
         if weights is not None:
             weights = view.apply_to_weights(self.ops, weights)
         return view.apply(self.ops, x), view.canonical, weights
+
+    def _residual(self, case: Case) -> dict[str, Tensor]:
+        if case.residual is None:
+            return {}
+        return {"residual": case.view.apply(self.ops, case.residual)}
 
     def moments(self, x: Tensor, case: Case) -> Moments:
         return Moments(*self.calls.moments(*self._laid_out(x, case)))
@@ -63,7 +69,8 @@ class Steps:
             None if v is None else self.ops.per_channel(v, (g, c)) for v in (scale, offset)
         )
         how = (case.epsilon, ACTIVATIONS[case.activation])
-        y, *measured = self.calls.forward(*self._laid_out(x, case), scale, offset, *how)
+        operands = (*self._laid_out(x, case), scale, offset)
+        y, *measured = self.calls.forward(*operands, *how, **self._residual(case))
         return case.view.undo(self.ops, y), Moments(*measured)
 
     def standardize(
@@ -80,7 +87,8 @@ class Steps:
         laid_out = self._laid_out(x, case)
         given = vectors(self.ops, laid_out[1], used, scale, offset, live)
         how = (case.epsilon, ACTIVATIONS[case.activation], frozen, replicas)
-        return case.view.undo(self.ops, self.calls.standardize(*laid_out, given, *how))
+        y = self.calls.standardize(*laid_out, given, *how, **self._residual(case))
+        return case.view.undo(self.ops, y)
 
     def infer(
         self, x: Tensor, case: Case, used: Moments, scale: Tensor | None, offset: Tensor | None

@@ -10,4 +10,4 @@ from batchnorm.backends.tensorflow.place import recomputing, traced, why_not
 from batchnorm.backends.tensorflow.replicas import aligned, all_gather, find_replicas
 
 COMPOSITE = composite.Steps(operations, inference.infer, lean.standardize)
-KERNELS = fused.Steps(operations, derivatives)
+KERNELS = fused.Steps(operations, derivatives, adds=True)

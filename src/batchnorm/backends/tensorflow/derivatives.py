@@ -33,10 +33,13 @@ def forward(
     offset: tf.Tensor | None,
     epsilon: float,
     activation: int,
+    residual: tf.Tensor | None = None,
 ) -> Any:
     """y, then what `moments` returns."""
     laid_out = reshape(x, sizes)
-    y, *measured = kernels.forward(laid_out, weights, scale, offset, epsilon, activation)
+    residual = None if residual is None else reshape(residual, sizes)
+    operands = (laid_out, weights, scale, offset, epsilon, activation)
+    y, *measured = kernels.forward(*operands, residual)
     return reshape(y, shape(x)), *measured
 
 
@@ -49,13 +52,15 @@ def standardize(
     activation: int,
     frozen: bool,
     replicas: Replicas | None,
+    residual: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """y; with `replicas`, the moments came from x on all of them."""
+    """y; with `replicas`, the moments came from x on all of them, and there is no residual."""
     laid_out = reshape(x, sizes)
     if replicas is not None:
         y = _standardize_over(replicas, laid_out, weights, given, epsilon, activation)
     else:
-        y = kernels.standardize(laid_out, weights, given, epsilon, activation, frozen)
+        residual = None if residual is None else reshape(residual, sizes)
+        y = kernels.standardize(laid_out, weights, given, epsilon, activation, frozen, residual)
     return reshape(y, shape(x))
 
 
@@ -99,6 +104,34 @@ def _forward_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]
         *operands, activation=op.get_attr("activation"), frozen=False
     )
     return [dx, None, _present(scale, sum_dy_xh), _present(offset, sum_dy), None]
+
+
+def _standardize_add_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
+    x, _, weights, *given, epsilon = op.inputs
+    how = (op.get_attr("activation"), op.get_attr("frozen"))
+    operands = (x, dy, op.outputs[0], weights, *given, epsilon)
+    dx, d_residual, sum_dy, sum_dy_xh = _backward_add(operands, *how)
+    *_, scale, offset, _ = given
+    d_scale, d_offset = _present(scale, sum_dy_xh), _present(offset, sum_dy)
+    return [dx, d_residual, None, None, None, None, None, d_scale, d_offset, None, None]
+
+
+def _forward_add_gradient(op: Any, dy: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
+    x, _, weights, scale, offset, epsilon = op.inputs
+    y, mean, remainder, variance, count = op.outputs
+    live = kernels.absent(mean.dtype)  # all of them
+    operands = (x, dy, y, weights, mean, remainder, variance, count, scale, offset, live, epsilon)
+    dx, d_residual, sum_dy, sum_dy_xh = _backward_add(operands, op.get_attr("activation"), False)
+    return [dx, d_residual, None, _present(scale, sum_dy_xh), _present(offset, sum_dy), None]
+
+
+def _backward_add(operands: tuple[tf.Tensor, ...], activation: int, frozen: bool) -> Any:
+    """By a kernel that reads y where that says something: y is not held elsewhere."""
+    if activation:
+        return kernels.backward_add(*operands, activation=activation, frozen=frozen)
+    x, dy, _, *rest = operands
+    dx, *sums = kernels.backward(x, dy, *rest, activation=activation, frozen=frozen)
+    return dx, dy, *sums
 
 
 def _present(vector: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor | None:
@@ -146,23 +179,46 @@ def _standardize_over(
 
 def _backward_gradient(op: Any, *upstream: tf.Tensor | None) -> list[tf.Tensor | None]:
     """The derivative of the backward kernel, by differentiating its formula."""
-    x, dy, weights, *vectors, epsilon = op.inputs
+    x, dy, *rest = op.inputs
+    dx, sum_dy, sum_dy_xh = upstream
+    slopes = Slopes(dx, sum_dy_xh, sum_dy)
+    d_x, d_dy, *affine = _second(op, x, dy, rest, slopes, op.get_attr("activation"))
+    return [d_x, d_dy, None, None, None, None, None, *affine, None, None]
+
+
+def _backward_add_gradient(op: Any, *upstream: tf.Tensor | None) -> list[tf.Tensor | None]:
+    """The same, where y says what the activation passes on: to the residual too."""
+    x, dy, y, *rest = op.inputs
+    dx, d_residual, sum_dy, sum_dy_xh = upstream
+    slopes, zeros = Slopes(dx, sum_dy_xh, sum_dy), tf.zeros_like(dy)
+    d_x, d_passed, *affine = _second(op, x, tf.where(y > 0, dy, zeros), rest, slopes, 0)
+    if d_residual is not None:
+        d_passed += d_residual
+    d_dy = tf.where(y > 0, d_passed, zeros)
+    return [d_x, d_dy, None, None, None, None, None, None, *affine, None, None]
+
+
+def _second(
+    op: Any, x: tf.Tensor, dy: tf.Tensor, rest: Any, upstream: Slopes, activation: int
+) -> list[tf.Tensor | None]:
+    """The derivatives by x, dy, scale and offset."""
+    weights, *vectors, epsilon = rest
     given = Vectors(*(None if kernels.is_absent(vector) else vector for vector in vectors))
     weights = None if weights.shape.num_elements() == 0 else tf.expand_dims(weights, 3)
-    how = (tf.cast(epsilon, given.mean.dtype), op.get_attr("activation"), op.get_attr("frozen"))
+    how = (tf.cast(epsilon, given.mean.dtype), activation, op.get_attr("frozen"))
 
     def exact(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
         full = given._replace(scale=scale, offset=offset)
         return exact_backward(operations, x, dy, shape(x), weights, full, *how)
 
-    dx, sum_dy, sum_dy_xh = upstream
-    at = (x, dy, given.scale, given.offset)
-    d_x, d_dy, d_scale, d_offset = second(exact, at, Slopes(dx, sum_dy_xh, sum_dy))
-    return [d_x, d_dy, None, None, None, None, None, d_scale, d_offset, None, None]
+    return second(exact, (x, dy, given.scale, given.offset), upstream)
 
 
 if UNAVAILABLE is None:
     tf.RegisterGradient("BatchnormStandardize")(_standardize_gradient)
     tf.RegisterGradient("BatchnormForward")(_forward_gradient)
     tf.RegisterGradient("BatchnormBackward")(_backward_gradient)
+    tf.RegisterGradient("BatchnormStandardizeAdd")(_standardize_add_gradient)
+    tf.RegisterGradient("BatchnormForwardAdd")(_forward_add_gradient)
+    tf.RegisterGradient("BatchnormBackwardAdd")(_backward_add_gradient)
     tf.no_gradient("BatchnormRemember")

@@ -90,7 +90,7 @@ def _mapped(
     """
     over = [i for i in range(x.shape.rank) if i not in axes]
 
-    @tf.custom_gradient
+    @operations.with_gradient
     def mapped(x: tf.Tensor, scale: tf.Tensor, *offset: tf.Tensor) -> Any:
         def gradient(dy: tf.Tensor) -> list[tf.Tensor]:
             wide = operations.dtype(scale)

@@ -83,10 +83,11 @@ def standardize(
     epsilon: float,
     activation: int,
     frozen: bool,
+    residual: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    operands = {"x": x, "weights": weights, **given._asdict()}
+    operands = {"x": x, "residual": residual, "weights": weights, **given._asdict()}
     how = {"epsilon": epsilon, "activation": activation, "frozen": frozen}
-    return _call("standardize", operands, **how)
+    return _call("standardize" if residual is None else "standardize_add", operands, **how)
 
 
 def forward(
@@ -96,9 +97,11 @@ def forward(
     offset: tf.Tensor | None,
     epsilon: float,
     activation: int,
+    residual: tf.Tensor | None = None,
 ) -> Any:
-    operands = {"x": x, "weights": weights, "scale": scale, "offset": offset}
-    return _call("forward", operands, epsilon=epsilon, activation=activation)
+    operands = {"x": x, "residual": residual, "weights": weights, "scale": scale, "offset": offset}
+    name = "forward" if residual is None else "forward_add"
+    return _call(name, operands, epsilon=epsilon, activation=activation)
 
 
 def backward_sums(
@@ -130,6 +133,11 @@ def backward_input(
 def backward(*operands: tf.Tensor, activation: int, frozen: bool) -> Any:
     """Operands as the op has them: x, dy, weights, the seven vectors, epsilon."""
     return _ops.batchnorm_backward(*operands, activation=activation, frozen=frozen)
+
+
+def backward_add(*operands: tf.Tensor, activation: int, frozen: bool) -> Any:
+    """The same with y behind dy; the residual's gradient is behind x's."""
+    return _ops.batchnorm_backward_add(*operands, activation=activation, frozen=frozen)
 
 
 def remember(

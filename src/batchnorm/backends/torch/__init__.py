@@ -10,4 +10,4 @@ from batchnorm.backends.torch.place import recomputing, traced, why_not
 from batchnorm.backends.torch.replicas import aligned, all_gather, find_replicas
 
 COMPOSITE = composite.Steps(operations, inference.infer, lean.standardize, lean.remember)
-KERNELS = fused.Steps(operations, derivatives, whole.whole)
+KERNELS = fused.Steps(operations, derivatives, whole.whole, adds=True)

@@ -15,9 +15,11 @@ from batchnorm._native.operands import KERNELS
 
 kernels = load()
 HUGE = 2 << 20  # bytes of an output whose page faults may cost more than the kernel
-# What comes behind the operands that a `Call` holds itself: dtype, sizes, x, dy and weights.
+LIKE_X = ("dy", "residual", "y")  # of what a kernel reads, in the order of its arguments
+# What comes behind the operands that a `Call` holds itself: dtype, sizes, x, what is like it, and
+# weights.
 _REST = {
-    name: [one for one in kernel.c.split() if one not in ("dtype", "sizes", "x", "dy", "weights")]
+    name: kernel.c.split()[kernel.c.split().index("weights") + 1 :]
     for name, kernel in KERNELS.items()
 }
 CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
@@ -58,10 +60,14 @@ class Call:
         ValueError: an operand is not what the kernel would read.
     """
 
-    __slots__ = ("dtype", "dy", "first", "given", "groups", "rows", "sizes", "weights", "x")
+    __slots__ = ("alike", "dtype", "first", "given", "groups", "rows", "sizes", "weights", "x")
 
     def __init__(
-        self, x: Tensor, sizes: Sequence[int], weights: Tensor | None, dy: Tensor | None = None
+        self,
+        x: Tensor,
+        sizes: Sequence[int],
+        weights: Tensor | None,
+        alike: Mapping[str, Tensor] | None = None,
     ) -> None:
         a, g, b, c, d = sizes
         if x.numel() != a * g * b * c * d:
@@ -76,24 +82,24 @@ class Call:
         self.dtype = statistics_type(x)
         read = _sizes(a, g, b * d, c, 1) if native else _sizes(a, g, b, c, d)
         self.first: list[Any] = [CODES[x.dtype], read, self.x.data_ptr()]
-        if dy is not None:
-            self.dy = self._like_x(dy, native)
-            self.first.append(self.dy.data_ptr())
+        if alike:
+            self.alike = [self._like_x(name, one, native) for name, one in alike.items()]
+            self.first += [one.data_ptr() for one in self.alike]
         if weights is None:
             self.first += (None, None)
             return
         self.weights, wsizes = self._dense_weights(weights, native)
         self.first += (self.weights.data_ptr(), _sizes(*wsizes))
 
-    def _like_x(self, dy: Tensor, native: bool) -> Tensor:
-        """dy in x's memory order."""
-        if dy.dtype is not self.given.dtype or dy.shape != self.given.shape:
+    def _like_x(self, name: str, one: Tensor, native: bool) -> Tensor:
+        """An operand like x in x's memory order."""
+        if one.dtype is not self.given.dtype or one.shape != self.given.shape:
             raise ValueError(
-                f"batchnorm kernels: dy must be like x, {self.given.dtype} of shape "
-                f"{tuple(self.given.shape)}; got {dy.dtype} of shape {tuple(dy.shape)}."
+                f"batchnorm kernels: {name} must be like x, {self.given.dtype} of shape "
+                f"{tuple(self.given.shape)}; got {one.dtype} of shape {tuple(one.shape)}."
             )
-        dy = dy.resolve_neg()
-        return dy.reshape(self.sizes).transpose(3, 4).contiguous() if native else dy.contiguous()
+        one = one.resolve_neg()
+        return one.reshape(self.sizes).transpose(3, 4).contiguous() if native else one.contiguous()
 
     def _dense_weights(self, weights: Tensor, native: bool) -> tuple[Tensor, tuple[int, ...]]:
         """Weights that the kernels read, and their sizes."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from batchnorm._moments import Moments
-from batchnorm.backends.fused import Sizes, Vectors, exact_backward
+from batchnorm.backends.fused import ACTIVATIONS, Sizes, Vectors, exact_backward
 from batchnorm.backends.torch import operations
 from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
 from batchnorm.backends.torch.replicas import Replicas, all_reduce
@@ -53,6 +53,49 @@ def _derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     return dx, None if scale is None else sum_dy_xh, None if offset is None else sum_dy
 
 
+def _save_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """With a residual, y too where it says what the activation passes on: the next layer has it."""
+    x, ctx.sizes, _, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    if ctx.frozen:
+        given[0], given[2] = given[0].clone(), given[2].clone()
+    ctx.save_for_backward(x, output if ctx.activation else None, weights, *given)
+
+
+def _save_forward_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, ctx.sizes, _, weights, scale, offset, ctx.epsilon, ctx.activation = inputs
+    y, *measured = output
+    ctx.frozen = False
+    kept = (x, y if ctx.activation else None, weights, *measured, scale, offset, None)
+    ctx.save_for_backward(*kept)
+    ctx.mark_non_differentiable(*measured)
+    ctx.set_materialize_grads(False)
+
+
+def _derivative_add(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    x, y, weights, *given = ctx.saved_tensors
+    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+    named = "backward" if y is None else "backward_add"
+    backward = getattr(torch.ops.batchnorm, named) if batched else functools.partial(run, named)
+    alike = (dy,) if y is None else (dy, y)
+    how = (ctx.epsilon, ctx.activation, ctx.frozen)
+    dx, *d_residual, sum_dy, sum_dy_xh = backward(x, ctx.sizes, *alike, weights, *given, *how)
+    *_, scale, offset, _ = given
+    slopes = (None if scale is None else sum_dy_xh, None if offset is None else sum_dy)
+    return dx, dy if y is None else d_residual[0], *slopes
+
+
+def _standardize_add_derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    dx, d_residual, *slopes = _derivative_add(ctx, dy)
+    return dx, None, d_residual, None, None, None, None, None, *slopes, None, None, None, None
+
+
+def _forward_add_derivative(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if dy is None:
+        return (None,) * 8
+    dx, d_residual, *slopes = _derivative_add(ctx, dy)
+    return dx, None, d_residual, None, *slopes, None, None
+
+
 def _standardize_derivative(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     dx, d_scale, d_offset = _derivative(ctx, dy)
     return dx, None, None, None, None, None, None, d_scale, d_offset, None, None, None, None
@@ -73,26 +116,53 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _second_derivative(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
     """The derivative of `backward`, by differentiating its formula."""
     x, dy, weights, *vectors_ = ctx.saved_tensors
-    given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation, ctx.frozen)
+    named = dict(zip(("x", "offset", "scale"), upstream, strict=True))
+    d_x, d_dy, *affine = _second(ctx, x, dy, None, weights, Vectors(*vectors_), named)
+    return d_x, None, d_dy, None, None, None, None, None, *affine, None, None, None, None
+
+
+def _save_backward_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, ctx.sizes, dy, y, weights, *given, ctx.epsilon, ctx.activation, ctx.frozen = inputs
+    ctx.save_for_backward(x, dy, y, weights, *given)
+
+
+def _second_derivative_add(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+    """The same of `backward_add`, in which y says what the activation passes on."""
+    x, dy, y, weights, *vectors_ = ctx.saved_tensors
+    named = dict(zip(("x", "residual", "offset", "scale"), upstream, strict=True))
+    d_x, d_dy, *affine = _second(ctx, x, dy, y, weights, Vectors(*vectors_), named)
+    return d_x, None, d_dy, None, None, None, None, None, None, *affine, None, None, None, None
+
+
+def _second(
+    ctx: Any,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    y: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    given: Vectors,
+    given_back: dict[str, torch.Tensor],
+) -> tuple[Any, ...]:
+    """The derivatives by x, dy, scale and offset."""
+    how = (ctx.epsilon, ctx.activation if y is None else ACTIVATIONS[None], ctx.frozen)
     named = {"x": x, "dy": dy, "scale": given.scale, "offset": given.offset}
     named = {name: one for name, one in named.items() if one is not None}
 
     def slopes(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         full = given._replace(**{name: named[name] for name in named.keys() & _AFFINE})
-        both = (named["x"], named["dy"])
-        found = exact_backward(operations, *both, ctx.sizes, weights, full, *how)
-        return {name: one for name, one in found._asdict().items() if one is not None}
+        dy = named["dy"] if y is None else torch.where(y > 0, named["dy"], 0)
+        found = exact_backward(operations, named["x"], dy, ctx.sizes, weights, full, *how)
+        slopes = {name: one for name, one in found._asdict().items() if one is not None}
+        return slopes if y is None else {**slopes, "residual": dy}
 
     values, pull = torch.func.vjp(slopes, named)
-    given_back = dict(zip(("x", "offset", "scale"), upstream, strict=True))
     (found,) = pull(
         {
             name: torch.zeros_like(one) if given_back[name] is None else given_back[name]
             for name, one in values.items()
         }
     )
-    d_x, d_dy, d_scale, d_offset = (found.get(name) for name in ("x", "dy", "scale", "offset"))
-    return d_x, None, d_dy, None, None, None, None, None, d_scale, d_offset, None, None, None, None
+    return tuple(found.get(name) for name in ("x", "dy", "scale", "offset"))
 
 
 _AFFINE = {"scale", "offset"}
@@ -100,6 +170,9 @@ _RULES = {
     "standardize": (_standardize_derivative, _save),
     "forward": (_forward_derivative, _save_forward),
     "backward": (_second_derivative, _save_backward),
+    "standardize_add": (_standardize_add_derivative, _save_add),
+    "forward_add": (_forward_add_derivative, _save_forward_add),
+    "backward_add": (_second_derivative_add, _save_backward_add),
 }
 if UNAVAILABLE is None:
     for _name, (_rule, _setup) in _RULES.items():
@@ -119,8 +192,12 @@ def forward(
     offset: torch.Tensor | None,
     epsilon: float,
     activation: int,
+    residual: torch.Tensor | None = None,
 ) -> Any:
     """y, then what `moments` returns."""
+    if residual is not None:
+        operands = (x, sizes, residual, weights, scale, offset)
+        return run("forward_add", *operands, epsilon, activation)
     return run("forward", x, sizes, weights, scale, offset, epsilon, activation)
 
 
@@ -133,8 +210,12 @@ def standardize(
     activation: int,
     frozen: bool,
     replicas: Replicas | None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y; with `replicas`, the moments came from x on all of them."""
+    """y; with `replicas`, the moments came from x on all of them, and there is no residual."""
+    if residual is not None:
+        how = (epsilon, activation, frozen)
+        return run("standardize_add", x, sizes, residual, weights, *given, *how)
     operands = (x, sizes, weights, *given, epsilon, activation)
     if replicas is not None:
         return StandardizeOver.apply(replicas, *operands)
@@ -172,6 +253,7 @@ class StandardizeOver(torch.autograd.Function):
         x, weights, *vectors_ = ctx.saved_tensors
         given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
         operands = (x, ctx.sizes, dy, weights)
+        found: tuple[Any, ...]
         if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
             found = exact_backward(
                 operations, x, dy, ctx.sizes, weights, given, *how, False, ctx.replicas

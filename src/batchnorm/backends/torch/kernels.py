@@ -19,13 +19,13 @@ from torch import Tensor
 from batchnorm._native.library import check
 from batchnorm._native.operands import KERNELS, Kernel
 from batchnorm.backends.torch import call
-from batchnorm.backends.torch.call import Call, arranged, like, statistics_type
+from batchnorm.backends.torch.call import LIKE_X, Call, arranged, like, statistics_type
 
 # How torch's schemas declare an operand; any other is a vector that may be absent.
 _DECLARED = {
-    "x": "Tensor", "dy": "Tensor", "mean": "Tensor", "variance": "Tensor", "sum_dy": "Tensor",
-    "sum_dy_xh": "Tensor", "sizes": "SymInt[]", "epsilon": "float", "activation": "int",
-    "frozen": "bool",
+    "x": "Tensor", "dy": "Tensor", "residual": "Tensor", "y": "Tensor", "mean": "Tensor",
+    "variance": "Tensor", "sum_dy": "Tensor", "sum_dy_xh": "Tensor", "sizes": "SymInt[]",
+    "epsilon": "float", "activation": "int", "frozen": "bool",
 }  # fmt: skip
 _VECTORS = ("mean", "remainder", "variance", "scale", "offset", "live", "sum_dy", "sum_dy_xh")
 
@@ -42,7 +42,8 @@ def _operator(name: str) -> Callable[..., Any]:
 
     def run(*operands: Any) -> Any:
         given = dict(zip(takes, operands, strict=True))
-        here = Call(given["x"], given["sizes"], given["weights"], given.get("dy"))
+        alike = {one: given[one] for one in LIKE_X if one in given}
+        here = Call(given["x"], given["sizes"], given["weights"], alike)
         pointers: dict[str, Any] = {"frozen": False}
         for one, value in given.items():
             if one in _VECTORS:
@@ -64,7 +65,7 @@ def _results(here: Call, gives: Sequence[str], given: Mapping[str, Any]) -> tupl
     like_vector = {"sum_dy": "offset", "sum_dy_xh": "scale"}
     made = []
     for one in gives:
-        if one in ("y", "dx"):
+        if one in ("y", "dx", "d_residual"):
             made.append(here.fresh())
         elif one in like_vector:
             vector = given[like_vector[one]]
