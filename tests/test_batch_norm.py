@@ -242,7 +242,7 @@ def test_no_state_is_needed_where_no_statistics_are_asked_for(
             y, new = batchnorm.batch_norm(
                 engine.tensor(x), {}, state, fused=fused, **options, **tensors
             )
-            want = reference.batch_norm(x, {}, start, **options, **weighted)
+            want = reference.batch_norm(x, {}, start, training=True, **options, **weighted)
             assert_close(engine.numpy(y), want.y, 1e-5, "y")
             assert new == {}
 

@@ -11,7 +11,7 @@ from batchnorm._moments import Moments
 from batchnorm._native import library
 from batchnorm._options import Options
 from batchnorm._statistics import remember
-from batchnorm.backends import host
+from batchnorm.tools import host
 
 GROUPS, COLUMNS = 3, 7
 
