@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 PROTOCOL = (
-    # the big steps, in array operations and by the kernels: `composite.Steps`, `fused.Steps`
+    # the big steps, in array operations and by the kernels: `steps.Steps`, `fused.Steps`
     "COMPOSITE", "KERNELS",
     # who is calling, and where
     "UNAVAILABLE", "recomputing", "traced", "why_not",

@@ -1,15 +1,10 @@
 """The big steps in terms of a framework's array operations, on x's own dimensions.
 
-`standardize` is differentiated by a formula, `backward`, with moments that are constants: it keeps
-x and vectors. What is differentiated further is that formula, with the moments `attached` to x
-again, so derivatives of every order are exact (the originals stop the gradient at the mean and get
-second derivatives wrong, D31).
+Moments are constants here: `derivative.py` makes them functions of x. `steps.py` offers both.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from batchnorm._moments import Moments
@@ -42,70 +37,6 @@ class Factors(NamedTuple):
 
     inverse: Tensor
     slope: Tensor
-
-
-class Steps:
-    """Moments and standardization in the operations of one framework.
-
-    The kernels of a framework have the same methods. What is a framework's own: `affine` for
-    `affine_map` where it has better operations; `derived`, which is `differentiable` with one
-    derivative that keeps x and vectors; `remember`, the plain moving averages in fewer operations.
-    """
-
-    whole = None
-
-    def __init__(
-        self,
-        ops: Any,
-        affine: Callable[..., Tensor] | None = None,
-        derived: Callable[..., Tensor] | None = None,
-        remember: Callable[..., Any] | None = None,
-    ) -> None:
-        self.ops = ops
-        self.affine = affine or functools.partial(affine_map, ops)
-        self._derived = derived or functools.partial(differentiable, ops)
-        self._remember = remember
-
-    def moments(self, x: Tensor, case: Case) -> Moments:
-        """Mean, biased variance and count of each channel of each group; see `measured`."""
-        return measured(self.ops, self.ops.stop_gradient(x), case)[0]
-
-    def standardize(
-        self,
-        x: Tensor,
-        case: Case,
-        used: Moments,
-        scale: Tensor | None,
-        offset: Tensor | None,
-        live: Tensor | None = None,
-        replicas: Any = None,
-    ) -> Tensor:
-        """y in x's shape and type; see `standardize`."""
-        return self._derived(x, case, used, scale, offset, live, replicas)
-
-    def forward(
-        self, x: Tensor, case: Case, scale: Tensor | None, offset: Tensor | None
-    ) -> tuple[Tensor, Moments]:
-        """`moments`, then `standardize` with them."""
-        found, centered = measured(self.ops, self.ops.stop_gradient(x), case)
-        return self._derived(x, case, found, scale, offset, None, None, centered), found
-
-    def infer(
-        self, x: Tensor, case: Case, used: Moments, scale: Tensor | None, offset: Tensor | None
-    ) -> Tensor:
-        """An affine map on x's own shape: `standardize` with statistics that are constants."""
-        if case.weights is not None:  # what is left out may not be finite
-            return standardize(self.ops, x, case, used, scale, offset)
-        y = self.affine(x, case.view, used.mean, used.variance, scale, offset, case.epsilon)
-        return activated(self.ops, y, case.activation)
-
-    def remember(
-        self, state: Any, measured: Moments, momentum: float, unbiased: bool, propagate: bool
-    ) -> Any:
-        """The plain moving averages after a step, where every channel has values; None: not so."""
-        if self._remember is None:
-            return None
-        return self._remember(state, measured, momentum, unbiased, propagate)
 
 
 def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
@@ -167,7 +98,7 @@ def standardize(
     """
     view, excluded = case.view, None
     if centered is None:
-        centered, excluded = _centered(ops, x, case, used)
+        centered, excluded = centered_on(ops, x, case, used)
     slope = view.along(ops, (factors or factors_of(ops, used.variance, scale, case.epsilon)).slope)
     dtype = ops.dtype(x)
     if offset is None:
@@ -180,129 +111,7 @@ def standardize(
     return y if view.groups is None else ops.reshape(y, view.shape)
 
 
-def differentiable(
-    ops: Any,
-    x: Tensor,
-    case: Case,
-    used: Moments,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    live: Tensor | None = None,
-    replicas: Any = None,
-    centered: Tensor | None = None,
-) -> Tensor:
-    """`standardize` as a function of x through its moments too, for any transformation of it."""
-    used = attached(ops, x, case, used, live, replicas)
-    return standardize(ops, x, case, used, scale, offset)
-
-
-class Slopes(NamedTuple):
-    """The derivative of `standardize`: of x, and of scale and offset in their shapes or None."""
-
-    x: Tensor
-    scale: Tensor | None
-    offset: Tensor | None
-
-
-def backward(
-    ops: Any,
-    x: Tensor,
-    dy: Tensor,
-    case: Case,
-    used: Moments,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    live: Tensor | None = None,
-    frozen: bool = False,
-    replicas: Any = None,
-    factors: Factors | None = None,
-) -> Slopes:
-    """The total derivative of `standardize`, the path of x through its moments included.
-
-    Formula, with xh = (x - mean) * k, k = 1 / sqrt(variance + epsilon), weights w of total W:
-        dx = k * scale * (dy - w/W * (sum(dy) + xh * sum(dy * xh)))
-    where the activation passes dy on; with statistics that are `frozen`, and in groups that are not
-    `live`, dx = k * scale * dy. Both sums are over all `replicas`, those of scale and offset are
-    one's own.
-
-    Its own derivative takes `attached` moments in place of constants: exact at every order.
-    """
-    view, weights = case.view, case.weights
-    _, g, _, c, _ = view.canonical
-    centered, excluded = _centered(ops, x, case, used)
-    inverse, slope = factors or factors_of(ops, used.variance, scale, case.epsilon)
-    dy = ops.cast(view.apart(ops, dy), ops.dtype(centered))
-    passed = _passed(ops, case, centered, slope, offset)
-    if excluded is not None:
-        passed = ~excluded if passed is None else passed & ~excluded
-    if passed is not None:
-        dy = ops.where(passed, dy, ops.zeros_like(dy))
-    sum_dy, sum_dy_centered = (
-        ops.reshape(ops.long_sum(one, view.reduced), (g, c)) for one in (dy, dy * centered)
-    )
-    sum_dy_xh = sum_dy_centered * inverse
-    d_scale = None if scale is None else _like(ops, view, sum_dy_xh, scale)
-    d_offset = None if offset is None else _like(ops, view, sum_dy, offset)
-    if not frozen:
-        if replicas is not None:
-            both = replicas.all_reduce(ops.concatenate((sum_dy, sum_dy_xh), 1))
-            sum_dy, sum_dy_xh = both[:, :c], both[:, c:]
-        times: Any = 1.0
-        if weights is None and replicas is None and not ops.is_tensor(view.values_per_group):
-            times = 1.0 / max(view.values_per_group, 1)
-        else:
-            share = _share(ops, used.count, live)
-            sum_dy, sum_dy_xh = sum_dy * share, sum_dy_xh * share
-        along_dy, along_xh = view.along(ops, sum_dy), view.along(ops, sum_dy_xh * inverse)
-        if weights is None:
-            dy = ops.subtract(dy, along_dy, times)
-            dy = ops.add_product(dy, centered, along_xh, -times)
-        else:
-            dy = dy - weights * (along_dy + centered * along_xh)
-    dx = ops.product(dy, view.along(ops, slope), ops.dtype(x))
-    return Slopes(dx if view.groups is None else ops.reshape(dx, view.shape), d_scale, d_offset)
-
-
-def _share(ops: Any, count: Tensor, live: Tensor | None) -> Tensor:
-    """1 / count, and 0 for the groups without values, or with others' moments."""
-    share = 1.0 / ops.where(ops.equal(count, 0), ops.ones_like(count), count)
-    return share if live is None else ops.where(live, share, ops.zeros_like(share))
-
-
-def attached(
-    ops: Any, x: Tensor, case: Case, used: Moments, live: Tensor | None = None, replicas: Any = None
-) -> Moments:
-    """The moments `used`, constants, as what they are: functions of x, of any order.
-
-    Formula, with the constant mean M and E_w the weighted average over all replicas:
-        mean = M + E_w[x - M], variance = E_w[(x - mean)^2]
-    Groups that are not `live` have others' moments, which stay constants.
-    """
-    view, weights = case.view, case.weights
-    _, g, _, c, _ = view.canonical
-    used = Moments(*(None if one is None else ops.stop_gradient(one) for one in used))
-    count = ops.where(ops.equal(used.count, 0), ops.ones_like(used.count), used.count)
-    centered, _ = _centered(ops, x, case, used)
-    if weights is not None:  # a value that does not count may be infinite
-        centered = ops.where(ops.equal(weights, 0), ops.zeros_like(centered), centered)
-
-    def average(values: Tensor) -> Tensor:
-        values = values if weights is None else weights * values
-        total = ops.reshape(ops.long_sum(values, view.reduced), (g, c))
-        return (total if replicas is None else replicas.all_reduce(total)) / count
-
-    moved = average(centered)
-    centered = centered - view.along(ops, moved)
-    variance = average(centered * centered)
-    remainder = moved if used.remainder is None else used.remainder + moved
-    if live is not None:
-        constant = ops.zeros_like(remainder) if used.remainder is None else used.remainder
-        remainder = ops.where(live, remainder, constant)
-        variance = ops.where(live, variance, used.variance)
-    return Moments(used.mean, remainder, variance, used.count)
-
-
-def _centered(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor, Tensor | None]:
+def centered_on(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor, Tensor | None]:
     """x - mean in the statistics' type and the shape `split`, and where a value is left out.
 
     That is where its weight is 0 and it is not finite: there 0 stands for it.
@@ -316,30 +125,6 @@ def _centered(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor, T
         return centered, None
     excluded = ops.equal(weights, 0) & ~ops.isfinite(x)
     return ops.where(excluded, ops.zeros_like(centered), centered), excluded
-
-
-def _passed(
-    ops: Any, case: Case, centered: Tensor, slope: Tensor, offset: Tensor | None
-) -> Tensor | None:
-    """Where the activation passes a derivative on; None for everywhere."""
-    if case.activation is None:
-        return None
-    y = centered * case.view.along(ops, slope)
-    if offset is not None:
-        y = y + case.view.along(ops, offset)
-    return ~(y <= 0)  # NaN passes
-
-
-def _like(ops: Any, view: Any, total: Tensor, vector: Tensor) -> Tensor:
-    """The gradient `[G, C]` of a vector in its own shape: summed where it serves all groups."""
-    shape = ops.shape(vector)
-    if view.groups is not None and (len(shape) == 1 or _is_one(ops, shape[0])):
-        total = ops.sum(total, 0)
-    return ops.reshape(total, shape)
-
-
-def _is_one(ops: Any, size: Any) -> bool:
-    return not ops.is_tensor(size) and size == 1
 
 
 def factors_of(ops: Any, variance: Tensor, scale: Tensor | None, epsilon: Any) -> Factors:

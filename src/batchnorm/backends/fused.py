@@ -2,7 +2,7 @@
 derivatives.
 
 Kernels have one derivative each. A derivative of that derivative (gradient penalties, Hessians)
-goes through `composite.backward`, with moments that are attached to x: exact, if slower.
+goes through `derivative.backward`, with moments that are attached to x: exact, if slower.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from batchnorm._axes import View
 from batchnorm._moments import Moments
-from batchnorm.backends import composite
-from batchnorm.backends.composite import Case, Slopes
+from batchnorm.backends import derivative
+from batchnorm.backends.composite import Case
+from batchnorm.backends.derivative import Slopes
 
 Tensor = Any
 Sizes = tuple[Any, Any, Any, Any, Any]
@@ -36,7 +37,7 @@ class Vectors(NamedTuple):
 
 
 class Steps:
-    """The big steps by the kernels of one framework; see `composite.Steps`.
+    """The big steps by the kernels of one framework; see `steps.Steps`.
 
     `calls` has the kernels with their derivatives: `moments`, `forward` and `standardize`, of an x
     that reads as the sizes `[A, G, B, C, D]`, and weights `[A, G or 1, B, 1, D]`. `whole` does a
@@ -152,8 +153,8 @@ def exact_backward(
     live = None if given.live is None else ~ops.equal(ops.reshape(given.live, (g, c)), 0)
     laid_out = ops.reshape(x, sizes)
     if not frozen:
-        used = composite.attached(ops, laid_out, case, used, live, replicas)
-    slopes = composite.backward(
+        used = derivative.attached(ops, laid_out, case, used, live, replicas)
+    slopes = derivative.backward(
         ops, laid_out, ops.reshape(dy, sizes), case, used, given.scale, given.offset, live, frozen,
         replicas,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from batchnorm._axes import View
 from batchnorm._moments import Moments
-from batchnorm.backends import composite
+from batchnorm.backends import composite, steps
 from batchnorm.backends.composite import Case, statistics_dtype
 from batchnorm.backends.jax import operations
 from batchnorm.backends.jax.meshes import varying_alike
@@ -69,7 +69,7 @@ def _change(view: View, replicas: Replicas | None, at: Any, change: Any) -> Any:
     return moments, (sums[0] / total, sums[1] / total)
 
 
-class Steps(composite.Steps):
+class Steps(steps.Steps):
     """The big steps in JAX's operations; a derivative keeps x and vectors, nothing of x's size.
 
     As with the kernels, moments are constants, and `standardize` has their derivative.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from batchnorm.backends import composite, fused
+from batchnorm.backends import fused, steps
 from batchnorm.backends.tensorflow import derivatives, inference, lean, operations
 from batchnorm.backends.tensorflow.operations import *  # noqa: F403
 from batchnorm.backends.tensorflow.place import UNAVAILABLE as UNAVAILABLE
 from batchnorm.backends.tensorflow.place import recomputing, traced, why_not
 from batchnorm.backends.tensorflow.replicas import aligned, all_gather, find_replicas
 
-COMPOSITE = composite.Steps(operations, inference.infer, lean.standardize)
+COMPOSITE = steps.Steps(operations, inference.infer, lean.standardize)
 KERNELS = fused.Steps(operations, derivatives, adds=True)

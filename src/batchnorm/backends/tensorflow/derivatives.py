@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from batchnorm._moments import Moments
-from batchnorm.backends.composite import Slopes
+from batchnorm.backends.derivative import Slopes
 from batchnorm.backends.fused import Sizes, Vectors, exact_backward
 from batchnorm.backends.tensorflow import operations
 from batchnorm.backends.tensorflow.lean import derived, second

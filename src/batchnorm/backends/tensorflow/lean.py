@@ -12,8 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from batchnorm._moments import Moments
-from batchnorm.backends import composite
-from batchnorm.backends.composite import Case, Slopes
+from batchnorm.backends import composite, derivative
+from batchnorm.backends.composite import Case
+from batchnorm.backends.derivative import Slopes
 from batchnorm.backends.tensorflow import operations
 
 Derivative = Callable[[Any, Any, Any, Any], Slopes]  # of x, dy, scale and offset
@@ -36,12 +37,12 @@ def standardize(
 
     def backward(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
         how = (live, False, replicas)
-        return composite.backward(operations, x, dy, case, used, scale, offset, *how)
+        return derivative.backward(operations, x, dy, case, used, scale, offset, *how)
 
     def exact(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
-        moving = composite.attached(operations, x, case, used, live, replicas)
+        moving = derivative.attached(operations, x, case, used, live, replicas)
         how = (live, False, replicas)
-        return composite.backward(operations, x, dy, case, moving, scale, offset, *how)
+        return derivative.backward(operations, x, dy, case, moving, scale, offset, *how)
 
     return derived(forward, backward, exact, x, scale, offset)
 
@@ -64,10 +65,10 @@ def derived(
 
     @operations.with_gradient
     def function(x: tf.Tensor, *affine: tf.Tensor) -> Any:
-        return forward(x, *filled(affine)), lambda dy: derivative(x, dy, *affine)
+        return forward(x, *filled(affine)), lambda dy: pulled_back(x, dy, *affine)
 
     @operations.with_gradient
-    def derivative(x: tf.Tensor, dy: tf.Tensor, *affine: tf.Tensor) -> Any:
+    def pulled_back(x: tf.Tensor, dy: tf.Tensor, *affine: tf.Tensor) -> Any:
         found = backward(x, dy, *filled(affine))
 
         def pulled(*upstream: tf.Tensor | None) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from batchnorm.backends import composite, fused
+from batchnorm.backends import fused, steps
 from batchnorm.backends.torch import derivatives, inference, lean, operations, whole
 from batchnorm.backends.torch.operations import *  # noqa: F403
 from batchnorm.backends.torch.place import UNAVAILABLE as UNAVAILABLE
 from batchnorm.backends.torch.place import recomputing, traced, why_not
 from batchnorm.backends.torch.replicas import aligned, all_gather, find_replicas
 
-COMPOSITE = composite.Steps(operations, inference.infer, lean.standardize, lean.remember)
+COMPOSITE = steps.Steps(operations, inference.infer, lean.standardize, lean.remember)
 KERNELS = fused.Steps(operations, derivatives, whole.whole, adds=True)

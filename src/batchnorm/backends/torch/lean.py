@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from batchnorm._moments import Moments, unbiased
-from batchnorm.backends import composite
+from batchnorm.backends import composite, derivative
 from batchnorm.backends.composite import Case, Factors
 from batchnorm.backends.torch import operations
 
@@ -27,7 +27,7 @@ def standardize(
     """y, whose derivative is the total one; see `composite.standardize`."""
     operands = (x, case, used, scale, offset, live, replicas)
     if _transformed():
-        return composite.differentiable(operations, *operands)
+        return derivative.differentiable(operations, *operands)
     return _Standardize.apply(*operands, centered)
 
 
@@ -65,9 +65,9 @@ class _Standardize(torch.autograd.Function):
         case, used = ctx.case._replace(weights=weights), Moments(*moments)
         factors: Factors | None = Factors(inverse, slope)
         if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
-            used = composite.attached(operations, x, case, used, live, ctx.replicas)
+            used = derivative.attached(operations, x, case, used, live, ctx.replicas)
             factors = None
-        dx, d_scale, d_offset = composite.backward(
+        dx, d_scale, d_offset = derivative.backward(
             operations, x, dy, case, used, scale, offset, live, False, ctx.replicas, factors
         )
         return dx, None, None, d_scale, d_offset, None, None, None
