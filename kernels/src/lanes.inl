@@ -112,8 +112,10 @@ BN_INLINE void sum_columns(const Arrays<T, ARRAYS>& read, int rows, int64_t stri
       const int64_t at = i * stride + j;
       for (int b = 0; b < (int)(U * N); b += 64 / (int)sizeof(T))
         for (int a = 0; a < ARRAYS; a++) BN_PREFETCH(read.of[a] + at + next + b);
+      BN_UNROLL
       for (int u = 0; u < U; u++) step(i, at + u * N, j + u * N, tag, s[u], q[u], n[u]);
     }
+    BN_UNROLL
     for (int u = 0; u < U; u++) {
       const int64_t at = j + u * N;
       store(c.first + at, load(c.first + at, Full{}) + s[u], Full{});

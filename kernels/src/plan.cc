@@ -4,7 +4,7 @@
 
 #include "tune.h"
 
-enum { kLine = 64, kRowOfItsOwn = 32 };  // of the cache, in bytes; of a channel, in elements: a vector or more
+enum { kLine = 64, kRowOfItsOwn = 64 };  // of the cache, in bytes; of a channel, in elements: shorter ones go by columns
 #if defined(__SSE2__)
 enum { kStreams = 1 };  // there are stores around the cache
 #else

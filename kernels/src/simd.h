@@ -23,10 +23,12 @@
 #if defined(__GNUC__)
 #define BN_INLINE static inline __attribute__((always_inline))
 #define BN_INLINE_MEMBER inline __attribute__((always_inline))
+#define BN_UNROLL _Pragma("GCC unroll 8")  // so that arrays of vectors are registers
 #define BN_PREFETCH(p) __builtin_prefetch(p, 0, 2)  // into the second level: more can be under way than into the first
 #else
 #define BN_INLINE static inline
 #define BN_INLINE_MEMBER inline
+#define BN_UNROLL
 #define BN_PREFETCH(p) ((void)(p))
 #endif
 

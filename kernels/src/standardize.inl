@@ -1,24 +1,26 @@
 // Writing y and dx, one row at a time. `ahead` is the plan's fetch_ahead.
 namespace BN_LEVEL {
 
-// Where a row's coefficients come from: one channel for the whole row, or one channel per column.
+// Where a row's coefficients come from: one channel for the whole row, or one channel per column. Written out, not in
+// loops: a compiler keeps them in registers, and leaves out those that are not read.
 template <class S> struct Same {
-  typename Lanes<S>::V value[kCoefficients];
-  Same(const S* const* of, int64_t channel) {
-    for (int k = 0; k < kCoefficients; k++) value[k] = splat(of[k][channel]);
+  typename Lanes<S>::V m, a, b, offset, c1, c0, ca;
+  BN_INLINE_MEMBER Same(const S* const* of, int64_t i)
+      : m(splat(of[M][i])), a(splat(of[A][i])), b(splat(of[B][i])), offset(splat(of[OFFSET][i])), c1(splat(of[C1][i])),
+        c0(splat(of[C0][i])), ca(splat(of[CA][i])) {}
+  // One channel, and from lane n on the next.
+  template <class Mask> BN_INLINE_MEMBER Same(const Same& one, const Same& next, Mask first)
+      : m(select(first, one.m, next.m)), a(select(first, one.a, next.a)), b(select(first, one.b, next.b)),
+        offset(select(first, one.offset, next.offset)), c1(select(first, one.c1, next.c1)), c0(select(first, one.c0, next.c0)),
+        ca(select(first, one.ca, next.ca)) {}
+  BN_INLINE_MEMBER typename Lanes<S>::V get(int k, int64_t) const {
+    return k == M ? m : k == A ? a : k == B ? b : k == OFFSET ? offset : k == C1 ? c1 : k == C0 ? c0 : ca;
   }
-  // The first n lanes of one channel, the others of the next.
-  Same(const Same& one, const Same& next, int n) {
-    const auto first = lanes_below<S>(n);
-    for (int k = 0; k < kCoefficients; k++) value[k] = select(first, one.value[k], next.value[k]);
-  }
-  BN_INLINE_MEMBER typename Lanes<S>::V get(int k, int64_t) const { return value[k]; }
 };
 template <class S> struct Each {
   const S* from[kCoefficients];
-  explicit Each(const S* const* of) {
-    for (int k = 0; k < kCoefficients; k++) from[k] = of[k];
-  }
+  BN_INLINE_MEMBER explicit Each(const S* const* of)
+      : from{of[M], of[A], of[B], of[OFFSET], of[C1], of[C0], of[CA]} {}
   BN_INLINE_MEMBER typename Lanes<S>::V get(int k, int64_t j) const { return load(from[k] + j, Full{}); }
 };
 
@@ -53,7 +55,7 @@ template <class S> struct Channels {
   const S* const* of;
   int64_t channels;
   BN_INLINE_MEMBER Same<S> from(int64_t c) const { return Same<S>(of, c); }
-  BN_INLINE_MEMBER Same<S> from(int64_t c, int n) const { return Same<S>(Same<S>(of, c), Same<S>(of, c + 1), n); }
+  BN_INLINE_MEMBER Same<S> from(int64_t c, int n) const { return Same<S>(Same<S>(of, c), Same<S>(of, c + 1), lanes_below<S>(n)); }
 };
 template <class S> struct OfColumns {
   const S* const* of;

@@ -182,7 +182,8 @@ static void check_remember(Case& c) {
   ok(c, "bn_remember", bn_remember(c.dtype, c.dims[1], columns, c.mean->data(), c.remainder->data(), c.variance->data(), c.count->data(), momentum, unbiased, propagate, old_mean->data(), old_variance->data(), (const int32_t*)old_skipped->data(), mean->data(), variance->data(), (int32_t*)skipped->data()));
   for (int64_t k = 0; k < n; k++) {
     const double count = statistic(type, c.count->data(), k / columns), m = statistic(type, c.mean->data(), k) + statistic(type, c.remainder->data(), k);
-    const double v = statistic(type, c.variance->data(), k) * (unbiased && count > 1 ? count / (count - 1) : 1);
+    double v = statistic(type, c.variance->data(), k) * (unbiased && count > 1 ? count / (count - 1) : 1);
+    if (type == BN_FLOAT32) v = (float)v;  // where it may overflow
     const double before[2] = {statistic(type, old_mean->data(), k), statistic(type, old_variance->data(), k)}, measured[2] = {m, v};
     const double after[2] = {statistic(type, mean->data(), k), statistic(type, variance->data(), k)};
     const bool usable = count != 0 && (propagate || (isfinite(m) && isfinite(v) && v >= 0));
