@@ -111,6 +111,12 @@ BARS = (
         for what, limit in zip(("forward", "inference", "step"), limits, strict=True)
     ),
     *(
+        _at_most(limit, "modules", f"small tensors, {what}, over torch.nn", (0, 0.01), what=what)
+        for what, limit in (("forward", 1.6), ("inference", 1.6), ("step", 1.8))
+    ),
+    _at_least(1.6, "modules", "BN + add + ReLU, torch's three steps over our one", BIG,
+              variant="block", **FLOATS),
+    *(
         _at_least(limit, "models", f"a step of a small ResNet on {framework}", (1, 2),
                   framework=framework, ours="ours")
         for framework, limit in (("torch", 1.2), ("tensorflow", 1.2), ("jax", 1.0))

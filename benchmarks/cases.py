@@ -17,11 +17,13 @@ QUESTIONS = {
     "modes": "Modes, over our plain batch normalization; originals over ours",
     "activation": "BN + ReLU, our two steps over our one",
     "small": "One call on a small tensor, ours over the framework's own",
+    "modules": "Modules of batchnorm.torch, a small call over torch's; torch's block over ours",
     "models": "A training step of a small ResNet, Keras' layer over ours",
     "synchronized": "Synchronized over one replica, over our plain batch normalization",
     "tf1": "TensorFlow 1 functions in a session, the originals over ours",
     "tools": "Tools, over a forward pass of a small ResNet over the same data",
 }
+ONLY = {"tf1": "tensorflow", "modules": "torch"}  # questions about one framework
 MODES = ("renorm", "ghost", "weights", "mask", "adjustment", "axes")
 DTYPES = ("float32", "bfloat16")
 LAYOUTS = ("first", "last")
@@ -166,7 +168,7 @@ def frameworks_of(question: str, frameworks: tuple[str, ...]) -> tuple[str, ...]
     """Those of the frameworks that a question is about; "" for the kernels alone."""
     if question == "kernels":
         return ("",)
-    return tuple(one for one in frameworks if question != "tf1" or one == "tensorflow")
+    return tuple(one for one in frameworks if one == ONLY.get(question, one))
 
 
 @dataclass(frozen=True)

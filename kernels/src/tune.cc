@@ -183,13 +183,12 @@ size_t Tuner::describe(char* text, size_t size) {
 
 void Tuner::forget() {
   for (Entry& entry : entries_) entry = Entry();
-  busy_.clear();
 }
 
 Tuner& tuner() {
   static Tuner one;
 #if !defined(_WIN32)
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { tuner().forget(); });
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { tuner().release(); });
   (void)registered;
 #endif
   return one;

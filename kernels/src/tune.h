@@ -27,6 +27,7 @@ class Tuner {
   // One line for each question, as bn_learned() has them; the number of characters, even where they do not fit.
   size_t describe(char* text, size_t size);
   void forget();
+  void release() { busy_.clear(); }  // after fork(), where a thread that is not there may hold it
 
  private:
   enum { kEntries = 512, kTimes = 5, kFirstPause = 32, kLongestPause = 1024 };

@@ -77,6 +77,9 @@ class Options:
                 f"(scale, bias); got {self.adjustment!r}."
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Options:
+        return self  # nothing in it changes but the plans, which copies may share
+
     def _checked_axis(self) -> int | tuple[int, ...]:
         axis: Any = self.axis
         if type(axis) is int:

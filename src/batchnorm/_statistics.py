@@ -12,6 +12,7 @@ State is a dictionary. Every vector has the shape of the parameters (one axis: `
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from batchnorm._moments import Moments, average, constant, merge, unbiased
@@ -84,7 +85,7 @@ def remember(
     in_turn = grouped and options.ghost_order == "chunks" and not options.pooled_moving_variance
     biased, moments = _one_row(ops, options, moments, grouped and not in_turn)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
-    finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
+    finite = abs(moments.variance) < math.inf  # took the mean's distance from every value
     usable: Any = finite & (moments.variance >= 0)
     seen: Any = True
     if not filled:
@@ -103,8 +104,7 @@ def remember(
         usable = seen
     turns = Turns(ops, state, mean, usable) if in_turn else None
     new = _averages(ops, options, state, turns, mean, (biased.variance, moments.variance))
-    skipped = None if usable is True else ops.cast(~usable, "int32")
-    if skipped is not None:
+    if usable is not True:
         some = usable if turns is None else turns.count > 0
         new = {name: ops.where(some, one, state[name]) for name, one in new.items()}
     if "num_updates" in state:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_second_derivatives import CASES, NAMES
 
 import batchnorm
 import reference
+from curvature import CASES, NAMES
 from strategies import call_on
 
 KERNELS, COMPOSITE = None, False

@@ -52,3 +52,25 @@ def test_jax_on_two_devices() -> None:
 
 def test_tensorflow_on_two_virtual_cpus() -> None:
     assert accuracy(printed(EXAMPLES / "tensorflow_digits.py")) > 0.9
+
+
+def test_a_resnet_is_converted_trained_frozen_and_exported(tmp_path: Path) -> None:
+    out = tmp_path / "digits.pt2"
+    output = printed(EXAMPLES / "torch_resnet.py", "--out", out)
+    found = re.findall(r"^test accuracy (\d\.\d+)", output, re.MULTILINE)
+    assert float(found[-1]) > 0.9, output
+    assert "statistics unchanged: True" in output
+    # the program runs where batchnorm was never installed
+    code = (
+        f"import sys, torch; program = torch.export.load({str(out)!r}).module()\n"
+        "print(program(torch.zeros(3, 1, 8, 8)).shape, 'batchnorm' in sys.modules)"
+    )
+    assert printed("-c", code).strip() == "torch.Size([3, 10]) False"
+
+
+def test_flax_on_two_devices_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    flags = "--xla_force_host_platform_device_count=2"
+    where = (EXAMPLES / "flax_digits.py", "--checkpoint", tmp_path)
+    printed(*where, "--epochs", "1", XLA_FLAGS=flags)
+    assert accuracy(printed(*where, "--epochs", "3", XLA_FLAGS=flags)) > 0.9
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["0", "1", "2"]

@@ -82,12 +82,13 @@ def frozen_graph() -> bytes:
         x = v1.placeholder(tf.float32, (None, *case.sizes), name=INPUTS["rank 4, axis -1"])
         for i, (function, options) in enumerate(TF1.values()):
             with v1.variable_scope(f"scope_{i}"):
-                tf.identity(function(x, epsilon=EPSILON, **options), name=f"output_{i:02}")
+                y = function(x, epsilon=EPSILON, **options)
+            tf.identity(y, name=f"output_{i:02}")
         session.run(v1.global_variables_initializer())
         for variable in v1.global_variables():
             for name, value in case.vectors().items():
                 if variable.op.name.endswith(f"/{name}"):
-                    variable.load(value, session)
+                    session.run(v1.assign(variable, value.reshape(variable.shape.as_list())))
         names = [f"output_{i:02}" for i in range(len(TF1))]
         return v1.graph_util.convert_variables_to_constants(
             session, graph.as_graph_def(), names

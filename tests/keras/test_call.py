@@ -300,3 +300,23 @@ def test_an_activity_regularizer_counts():
     y = array(layer(X, training=True))
     (loss,) = layer.losses
     assert float(array(loss)) == pytest.approx(0.5 * np.square(y).sum() / 6, rel=1e-5)
+
+
+# Ghost batches in chunks, cumulative averages, renorm against the moving statistics.
+
+
+@pytest.mark.parametrize("rows", [4, 5])
+def test_chunks_are_remembered_one_after_the_other(state_of, rows):
+    options = {"virtual_batch_size": 3, "ghost_order": "chunks", "momentum": None}
+    options |= {"renorm": True, "renorm_momentum": None}
+    layer = ours.BatchNormalization(**options)
+    layer = ours.BatchNormalization.from_config(layer.get_config())
+    layer.build(X.shape)
+    for _ in range(2):
+        state = state_of(layer)
+        assert "renorm_mean" not in state
+        y = layer(X[:rows], training=True)
+        wanted = reference.batch_norm(X[:rows], {}, state, training=True, **options)
+        np.testing.assert_allclose(array(y), wanted.y, atol=1e-5)
+        for name, value in state_of(layer).items():
+            np.testing.assert_allclose(value, wanted.state[name], rtol=1e-5)

@@ -19,8 +19,8 @@ from batchnorm.backends import loading, why_not
 
 X = np.random.default_rng(0).normal(1.0, 2.0, (6, 4, 3)).astype("float32")
 MISSING = (
-    "The native kernels were not built (libbatchnorm_kernels.so is missing): install batchnorm "
-    "with a C++17 compiler at hand."
+    "The native kernels were not built (libbatchnorm_kernels.so is missing): building them failed, "
+    "or was not asked for. `pip install -v --force-reinstall batchnorm` shows which."
 )
 NEVER = "The environment variable BATCHNORM_KERNELS is never."
 XLA = "XLA (jit_compile=True) cannot hold the native kernels."
@@ -108,6 +108,16 @@ def test_never_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(library, "HERE", tmp_path)
     assert refusal(monkeypatch) == MISSING
+
+
+def test_no_compiler_is_another_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """kernels/CMakeLists.txt installs the file instead of the libraries."""
+    (tmp_path / "no_compiler.txt").touch()
+    monkeypatch.setattr(library, "HERE", tmp_path)
+    assert refusal(monkeypatch) == (
+        "The native kernels were not built: there was no C++ compiler when batchnorm was "
+        "installed. Install it again with one at hand."
+    )
 
 
 def test_a_broken_library_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,18 +25,24 @@ def setup(shape, axis, offset=3.0, **options):
         return (y * dy).sum(), (y, new)
     return x, dy, parameters, state, jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
-def check(shape, axis, mesh, spec, mask=False, training=True, offset=3.0, **options):
+def check(shape, axis, mesh, spec, mask=False, training=True, offset=3.0, kernels=True,
+          compiled=True, vectors=None, **options):
     options["training"] = training
     x, dy, parameters, state, step = setup(shape, axis, offset, **options)
     given = {"mask": jnp.asarray(rng.random(shape[:1]) < 0.7)} if mask else {}
     sharding = NamedSharding(mesh, spec)
     arguments = jax.device_put(x, sharding), parameters, state, jax.device_put(dy, sharding), given
-    compiled = jax.jit(step).lower(*arguments).compile()
-    text = compiled.as_text()
-    assert ("batchnorm_" in text) is training  # inference is the framework's own operations
-    for word in ("all-gather", "all-to-all", "collective-permute"):
-        assert word not in text, (word, shape, spec, options)
-    (_, (y, new)), (dx, slopes) = compiled(*arguments)
+    if vectors is not None:
+        put = lambda v: jax.device_put(v, NamedSharding(mesh, vectors if v.ndim else P()))
+        arguments = (arguments[0], *jax.tree.map(put, (parameters, state)), *arguments[3:])
+    if compiled:
+        step = jax.jit(step).lower(*arguments).compile()
+        text = step.as_text()
+        # inference is the framework's own operations
+        assert ("batchnorm_" in text) is (training and kernels)
+        for word in ("all-gather", "all-to-all", "collective-permute"):
+            assert word not in text, (word, shape, spec, options)
+    (_, (y, new)), (dx, slopes) = step(*arguments)
     assert y.sharding.is_equivalent_to(sharding, len(shape)), y.sharding
     assert dx.sharding.is_equivalent_to(sharding, len(shape)), dx.sharding
     wide = {k: np.asarray(v, "float64") for k, v in parameters.items()}
@@ -120,50 +126,81 @@ jax.tree.map(lambda a, b: close(a[1], b), mapped(*operands), whole)
     )
 
 
-def test_explicit_axes_of_a_mesh(python: Callable[..., str]) -> None:
-    """JAX's own words for it were about a reshape; derivatives of rank 2 failed in the kernels."""
-    python(
-        COMMON
-        + """
+EXPLICIT = """
 from jax.sharding import AxisType, auto_axes
 explicit = jax.make_mesh((4, 2), ("batch", "model"), axis_types=(AxisType.Explicit,) * 2)
 
-def compare(shape, axis, spec, hidden, **options):
-    x, dy, parameters, state, step = setup(shape, axis, training=True, **options)
-    want = jax.jit(step)(x, parameters, state, dy, {})
-    def run(x, dy):
-        out = ((P(), (spec, P())), (spec, P()))
-        there = auto_axes(step, out_sharding=out) if hidden else step
-        return there(x, parameters, state, dy, {})
+def there(*arguments, **options):
     with jax.set_mesh(explicit):
-        sharding = NamedSharding(explicit, spec)
-        arguments = jax.device_put(x, sharding), jax.device_put(dy, sharding)
-        compiled = jax.jit(run).lower(*arguments).compile()
-        text = compiled.as_text()
-        got = compiled(*arguments)
-    assert ("batchnorm_" in text) is hidden
-    for word in ("all-gather", "all-to-all", "collective-permute"):
-        assert word not in text, (word, shape, spec, options)
-    assert got[1][0].sharding.is_equivalent_to(sharding, len(shape))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-5), got, want)
+        check(*arguments, kernels=False, **options)
+"""
 
-compare((64, 6, 5, 12), -1, P("batch"), True)
-compare((64, 12, 6, 5), 1, P("batch"), True, virtual_batch_size=8)
-compare((64, 6, 5, 12), -1, P(("batch", "model")), True, renorm=True)
-compare((64, 12), -1, P("batch"), False)
 
+def test_explicit_axes_of_a_mesh(python: Callable[..., str]) -> None:
+    """What plain operations on x do there: each device its part of batch and channels."""
+    python(
+        COMMON
+        + EXPLICIT
+        + """
+there((64, 6, 5, 12), -1, explicit, P("batch"), offset=1e4)
+there((64, 12, 6, 5), 1, explicit, P("batch", "model"), vectors=P("model"))
+there((64, 4, 5, 6), [1, 3], explicit, P("batch", "model"), vectors=P(None, "model"))
+there((64, 12, 6), 1, explicit, P("batch", "model"), training=False, vectors=P("model"))
+there((64, 6, 12), -1, explicit, P(("batch", "model")), mask=True, renorm=True)
+there((64, 6, 12), -1, explicit, P("batch"), virtual_batch_size=8)
+there((64, 12, 6), 1, explicit, P("batch", "model"), compiled=False)
+""",
+        **DEVICES,
+    )
+
+
+def test_hidden_axes_of_an_explicit_mesh_take_the_kernels(python: Callable[..., str]) -> None:
+    python(
+        COMMON
+        + EXPLICIT
+        + """
+x, dy, parameters, state, step = setup((64, 6, 5, 12), -1, training=True)
+want = jax.jit(step)(x, parameters, state, dy, {})
+spec = P("batch")
+hidden = auto_axes(step, out_sharding=((P(), (spec, P())), (spec, P())))
+with jax.set_mesh(explicit):
+    sharding = NamedSharding(explicit, spec)
+    arguments = jax.device_put(x, sharding), parameters, state, jax.device_put(dy, sharding), {}
+    compiled = jax.jit(hidden).lower(*arguments).compile()
+    got = compiled(*arguments)
+assert "batchnorm_" in compiled.as_text()
+assert "all-gather" not in compiled.as_text()
+assert got[1][0].sharding.is_equivalent_to(sharding, 4)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-5), got, want)
+""",
+        **DEVICES,
+    )
+
+
+def test_what_explicit_axes_cannot_do_is_refused_in_words(python: Callable[..., str]) -> None:
+    python(
+        COMMON
+        + EXPLICIT
+        + """
 x, dy, parameters, state, step = setup((64, 6, 12), -1, training=True)
 x = jax.device_put(x, NamedSharding(explicit, P("batch")))
-hint = "jax.sharding.auto_axes"
-for fused, words in ((None, "JAX cannot reshape float32[64@batch,6,12] to (1, 1, 384, 12, 1)"),
-                     (True, "fused must be None or False here; got True. The kernels know no")):
-    for call in (batchnorm.batch_norm, jax.jit(batchnorm.batch_norm, static_argnames="fused")):
+why = "The kernels know no explicit axes of a mesh; jax.sharding.auto_axes hides them."
+for options, words in (
+    ({"fused": True}, "batch_norm: fused must be None or False here; got True. " + why),
+    ({"virtual_batch_size": 2}, "batch_norm: JAX cannot reshape float32[64@batch,6,12] to "
+     "(2, 32, 6, 12) over the explicit axes of a mesh. Call batch_norm in "
+     "jax.sharding.auto_axes."),
+):
+    def call(x):
+        return batchnorm.batch_norm(x, parameters, state, training=True, **options)[0]
+    for function in (call, jax.jit(call)):
         try:
-            call(x, parameters, state, fused=fused)
+            function(x)
         except ValueError as error:
-            assert words in str(error) and hint in str(error), error
+            assert str(error) == words, error
         else:
             raise AssertionError("nothing was refused")
+assert batchnorm.why_not(x) == why
 assert batchnorm.why_not(jax.device_put(np.asarray(x), NamedSharding(flat, P("batch")))) is None
 """,
         **DEVICES,

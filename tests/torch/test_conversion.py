@@ -284,6 +284,16 @@ def test_parametrizations_stay_from_before_and_after() -> None:
         assert_close(module.weight.detach(), torch.full((3,), 2.0))
 
 
+def test_a_parametrized_module_is_copied_with_its_plans() -> None:
+    module = ours.BatchNorm2d(3)
+    parametrize.register_parametrization(module, "weight", Doubled())
+    module(X)
+    other = copy.deepcopy(module)
+    other.momentum = 0.5
+    assert module.momentum == 0.1
+    assert_close(other.eval()(X), module.eval()(X))
+
+
 def test_parametrizations_end_on_a_converted_module() -> None:
     module = torch.nn.BatchNorm2d(3)
     parametrize.register_parametrization(module, "weight", Doubled())

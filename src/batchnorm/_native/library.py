@@ -53,12 +53,17 @@ def path_of(stem: str) -> Path:
     """
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
     path = HERE / f"{stem}{suffix}"
-    if not path.exists():
+    if path.exists():
+        return path
+    if (HERE / "no_compiler.txt").exists():
         raise KernelsUnavailable(
-            f"The native kernels were not built ({path.name} is missing): install batchnorm with "
-            "a C++17 compiler at hand."
+            "The native kernels were not built: there was no C++ compiler when batchnorm was "
+            "installed. Install it again with one at hand."
         )
-    return path
+    raise KernelsUnavailable(
+        f"The native kernels were not built ({path.name} is missing): building them failed, or was "
+        "not asked for. `pip install -v --force-reinstall batchnorm` shows which."
+    )
 
 
 @functools.cache
@@ -88,7 +93,21 @@ def load() -> ctypes.CDLL:
         function.restype = ctypes.c_int
     library.bn_error.restype = ctypes.c_char_p
     library.bn_advise_huge.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.bn_learned.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    library.bn_learned.restype = ctypes.c_size_t
     return library
+
+
+def learned() -> str:
+    """What the kernels found fastest on this machine so far: a line per kind of call, or nothing.
+
+    Raises:
+        KernelsUnavailable: there are none here.
+    """
+    kernels = load()
+    text = ctypes.create_string_buffer(kernels.bn_learned(None, 0) + 1024)
+    kernels.bn_learned(text, len(text))
+    return text.value.decode()
 
 
 def check(library: ctypes.CDLL, code: int) -> None:

@@ -83,7 +83,17 @@ KERNELS = {
         ),
     }.items()
 }
-OTHERS = {  # no operator of a framework has their arguments
+OTHERS = {  # no operator has their arguments yet; `..._add` are the kernels with a residual
+    "standardize_add": """dtype sizes x residual weights mean remainder variance epsilon scale
+        offset activation y""",
+    "forward_add": """dtype sizes x residual weights epsilon scale offset activation mean remainder
+        variance count y""",
+    "backward_add": """dtype sizes x dy y weights count mean remainder variance epsilon scale offset
+        activation live frozen sum_dy sum_dy_xh dx d_residual""",
+    "backward_sums_add": """dtype sizes x dy y weights mean remainder variance epsilon scale offset
+        activation sum_dy sum_dy_xh""",
+    "backward_input_add": """dtype sizes x dy y weights count mean remainder variance epsilon scale
+        offset activation live frozen sum_dy sum_dy_xh dx d_residual""",
     "remember": """dtype groups columns mean remainder variance count momentum unbiased propagate
         old_mean old_variance old_skipped new_mean new_variance new_skipped""",
 }

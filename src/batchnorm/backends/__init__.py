@@ -63,10 +63,15 @@ def _refuse(x: Any, *beside: Mapping[str, Any]) -> NoReturn:
 
 
 def _found(x: Any) -> ModuleType | None:
-    # A framework that was never imported cannot have made x, so none is imported here.
+    # A framework that was never imported cannot have made x, so none is imported here. The first
+    # call may be one that torch compiles, which follows an import statement alone.
     loaded = sys.modules
     if "torch" in loaded and isinstance(x, loaded["torch"].Tensor):
-        return _backend("torch")
+        if "batchnorm.backends.torch" in loaded:
+            return loaded["batchnorm.backends.torch"]
+        from batchnorm.backends import torch
+
+        return torch
     if "jax" in loaded and isinstance(x, loaded["jax"].Array):
         return _backend("jax")
     if "tensorflow" in loaded:

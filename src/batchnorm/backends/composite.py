@@ -124,7 +124,7 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
     x = ops.cast(given, dtype)
     if weights is None:
         count = ops.full((g, 1), view.values_per_group, dtype, x)
-        mean_of = functools.partial(ops.mean, axes=over)
+        mean_of: Callable[[Tensor], Tensor] = functools.partial(ops.mean, axes=over)
         shift = ops.cast(ops.near(given, over), dtype)  # a view of x would hold it in 32 bits
     else:
         # NaN where nothing counts must not count
@@ -133,9 +133,10 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
         count = ops.broadcast_to(ops.reshape(total, (-1, 1)), (g, 1))
         divisor = ops.where(ops.equal(total, 0), ops.ones_like(total), total)
 
-        def mean_of(values: Tensor) -> Tensor:
+        def weighted_mean(values: Tensor) -> Tensor:
             return ops.long_sum(weights * values, over) / divisor
 
+        mean_of = weighted_mean
         shift = ops.pin(mean_of(x))
     shifted = x - shift
     remainder = mean_of(shifted)

@@ -87,13 +87,13 @@ def flat(options: Options, inputs: Tensor, mask: Any, batch_weights: Any, residu
                 "the layer with a padded tensor and a mask."
             )
     own = dataclasses.replace(options, axis=tuple(axis - merged for axis in axes))
-    weights = [
+    mask, batch_weights = (
         _flat_weights(options, inputs, name, given)
         for name, given in (("mask", mask), ("batch_weights", batch_weights))
-    ]
+    )
     if residual is not None:
         residual = _flat_residual(options, inputs, residual)
-    return Flat(own, inputs.flat_values, *weights, residual, inputs.with_flat_values)
+    return Flat(own, inputs.flat_values, mask, batch_weights, residual, inputs.with_flat_values)
 
 
 def _flat_residual(options: Options, inputs: Tensor, residual: Any) -> Tensor:

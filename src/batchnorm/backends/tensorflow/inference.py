@@ -24,6 +24,7 @@ def infer(
     """What `composite.affine_map` says: one operation where TensorFlow's says the same, in one pass
     over x; else three.
     """
+    x = tf.convert_to_tensor(x)  # a derivative of our own takes no variable
     if _is_one_operation(x, view.axes, epsilon):
         return _in_one(x, mean, variance, scale, offset, epsilon)
     wide = statistics_dtype(operations.dtype(x))
@@ -89,7 +90,7 @@ def _mapped(
     """
     over = [i for i in range(x.shape.rank) if i not in axes]
 
-    @tf.custom_gradient
+    @operations.with_gradient
     def mapped(x: tf.Tensor, scale: tf.Tensor, *offset: tf.Tensor) -> Any:
         def gradient(dy: tf.Tensor) -> list[tf.Tensor]:
             wide = operations.dtype(scale)

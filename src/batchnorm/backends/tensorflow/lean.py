@@ -62,11 +62,11 @@ def derived(
         first, other = (next(given) if there else None for there in present)
         return first, other
 
-    @tf.custom_gradient
+    @operations.with_gradient
     def function(x: tf.Tensor, *affine: tf.Tensor) -> Any:
         return forward(x, *filled(affine)), lambda dy: derivative(x, dy, *affine)
 
-    @tf.custom_gradient
+    @operations.with_gradient
     def derivative(x: tf.Tensor, dy: tf.Tensor, *affine: tf.Tensor) -> Any:
         found = backward(x, dy, *filled(affine))
 

@@ -207,3 +207,23 @@ def check(condition: Any, error: type[Exception], message: str, value: Any) -> A
 def cond(predicate: tf.Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     """What `yes` or `no` returns; one of them runs."""
     return tf.cond(predicate, yes, no)
+
+
+def with_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`tf.custom_gradient` of a function of tensors alone.
+
+    In a conditional of TensorFlow 1 its inputs hang on the predicate, and where that is a variable,
+    TensorFlow (2.21) takes the function for one that uses variables: they have no gradient.
+    """
+
+    def wrapped(*operands: Any) -> Any:
+        result, gradient = function(*operands)
+
+        def of_tensors(*upstream: Any, variables: Any = None) -> Any:
+            found = gradient(*upstream)
+            return (found, [None] * len(variables)) if variables else found
+
+        return result, of_tensors
+
+    made: Callable[..., Any] = tf.custom_gradient(wrapped)
+    return made

@@ -214,8 +214,8 @@ def standardize(
 ) -> torch.Tensor:
     """y; with `replicas`, the moments came from x on all of them, and there is no residual."""
     if residual is not None:
-        operands = (x, sizes, residual, weights, *given)
-        return run("standardize_add", *operands, epsilon, activation, frozen)
+        how = (epsilon, activation, frozen)
+        return run("standardize_add", x, sizes, residual, weights, *given, *how)
     operands = (x, sizes, weights, *given, epsilon, activation)
     if replicas is not None:
         return StandardizeOver.apply(replicas, *operands)
@@ -253,6 +253,7 @@ class StandardizeOver(torch.autograd.Function):
         x, weights, *vectors_ = ctx.saved_tensors
         given, how = Vectors(*vectors_), (ctx.epsilon, ctx.activation)
         operands = (x, ctx.sizes, dy, weights)
+        found: tuple[Any, ...]
         if torch.is_grad_enabled():  # create_graph: derivatives of this one are wanted
             found = exact_backward(
                 operations, x, dy, ctx.sizes, weights, given, *how, False, ctx.replicas

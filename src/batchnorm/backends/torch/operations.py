@@ -60,8 +60,9 @@ def row(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
 
 def per_channel(x: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
     """x as the kernels take it: as many elements as `shape`, contiguous."""
-    rows, columns = shape
-    return (x if x.numel() == rows * columns else x.expand(shape)).contiguous()
+    own = sizes_of(x)
+    full = own == tuple(shape) or (shape[0] == 1 and own == (shape[1],))
+    return (x if full else x.expand(shape)).contiguous()
 
 
 def sizes_of(x: torch.Tensor) -> tuple[Any, ...]:

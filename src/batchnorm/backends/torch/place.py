@@ -34,9 +34,13 @@ def traced(x: torch.Tensor) -> bool:
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
+# torch 2.6 has none
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.jit.is_scripting)
+
+
 def exporting() -> bool:
     """Whether a program is made that others will read: `torch.export`, ONNX, `torch.jit.trace`."""
-    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    return _is_exporting() or torch._C._get_tracing_state() is not None
 
 
 def observed() -> bool:

@@ -1,0 +1,128 @@
+"""PyTorch's composite path is lean: what it keeps for the backward pass, and its operations.
+
+It is the only path on a device without our kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import batchnorm
+import reference
+from strategies import call_on
+
+SHAPE = (8, 16, 14, 14)
+WEIGHTS = np.linspace(0.5, 2, SHAPE[0]).astype("float32")
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "relu": {},
+    "renorm": {"renorm": True},
+    "weights": {"batch_weights": WEIGHTS},
+    "mask": {"mask": np.random.default_rng(0).random((SHAPE[0], *SHAPE[2:])) < 0.7},
+    "ghost": {"virtual_batch_size": 4},
+}
+PLAIN = [("float32", "plain"), ("float16", "plain"), ("bfloat16", "plain")]
+FREE = ("empty", "view", "_unsafe_view", "expand", "permute", "detach", "alias", "select", "slice")
+
+
+def a_call(dtype: str, mode: str) -> tuple[Callable[..., Any], list[torch.Tensor]]:
+    """A training step's forward as a function of x, gamma and beta, and these."""
+    x = torch.tensor(np.random.default_rng(1).normal(1, 2, SHAPE), dtype=getattr(torch, dtype))
+    parameters, state = batchnorm.init(x, axis=1, renorm=mode == "renorm")
+    options = dict(MODES[mode], axis=1, fused=False)
+
+    def call(x: Any, gamma: Any, beta: Any, training: bool = True) -> torch.Tensor:
+        given = {"gamma": gamma, "beta": beta}
+        return batchnorm.batch_norm(x, given, state, training=training, **options)[0]
+
+    return call, [one.requires_grad_() for one in (x, *parameters.values())]
+
+
+@contextmanager
+def kept() -> Iterator[dict[int, int]]:
+    """Bytes that autograd keeps, by the address of their memory."""
+    found: dict[int, int] = {}
+
+    def pack(one: torch.Tensor) -> torch.Tensor:
+        storage = one.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return one
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
+        yield found
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that ran; views and allocations are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = function.overloadpacket.__name__
+        if not name.startswith(FREE):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "mode"), PLAIN + [("float32", mode) for mode in list(MODES)[1:]])
+def test_the_backward_pass_finds_x_and_vectors_and_nothing_else(dtype: str, mode: str) -> None:
+    call, operands = a_call(dtype, mode)
+    own = operands[0].numel() * operands[0].element_size()
+    with kept() as found:
+        call(*operands)
+    given = sum(one.size * 4 for one in MODES[mode].values() if isinstance(one, np.ndarray))
+    assert own <= sum(found.values()) <= 1.15 * own + given
+
+
+@pytest.mark.parametrize(
+    ("dtype", "forward", "backward", "inference"),
+    # 16 and one constant; 16 bits are widened, twice in each direction
+    [("float32", 17, 10, 5), ("float16", 19, 12, 6), ("bfloat16", 19, 12, 6)],
+)
+def test_plain_normalization_is_a_few_operations(
+    dtype: str, forward: int, backward: int, inference: int
+) -> None:
+    call, operands = a_call(dtype, "plain")
+    with Operations() as there:
+        y = call(*operands)
+    dy = torch.ones_like(y)
+    with Operations() as back:
+        y.backward(dy)
+    with Operations() as moving, torch.no_grad():
+        call(*operands, training=False)
+    counted = [len(one.names) for one in (there, back, moving)]
+    limits = (forward, backward, inference)
+    assert all(number <= limit for number, limit in zip(counted, limits, strict=True)), counted
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("on_nonfinite", ["skip", "propagate"])
+def test_the_moving_averages_are_the_reference_s(unbiased: bool, on_nonfinite: str) -> None:
+    """They have operations of their own, by lists of tensors."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(3, 2, (6, 5, 3)).astype("float32")
+    x[2, 1, 1] = np.nan
+    options = {"momentum": 0.7, "unbiased_moving_variance": unbiased, "on_nonfinite": on_nonfinite}
+    call = call_on(rng, x)
+    expected = reference.batch_norm(x, call.parameters, call.state, training=True, **options)
+    parameters, state = (
+        {name: torch.tensor(value) for name, value in one.items()}
+        for one in (call.parameters, call.state)
+    )
+    _, new = batchnorm.batch_norm(
+        torch.tensor(x), parameters, state, training=True, fused=False, **options
+    )
+    assert set(new) == set(state)
+    for name, value in new.items():
+        np.testing.assert_allclose(value, expected.state[name], rtol=1e-6, err_msg=name)
