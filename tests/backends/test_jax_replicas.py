@@ -184,7 +184,41 @@ def test_a_name_of_no_axis_is_refused() -> None:
     )
 
 
-def test_something_else_is_refused() -> None:
-    assert refused(TypeError, lambda x: step(x, ("a", "b")), jnp.ones((4, 3))) == (
-        "batch_norm: synchronized must be True, False or the name of a mapped axis; got ('a', 'b')."
-    )
+@pytest.mark.parametrize(
+    ("names", "error", "words"),
+    [
+        (
+            ("a", 3),
+            TypeError,
+            "True, False, the name of a mapped axis or a tuple of such; got ('a', 3).",
+        ),
+        (("a", "a"), ValueError, "at least one axis, and each once; got ('a', 'a')."),
+        ((), ValueError, "at least one axis, and each once; got ()."),
+    ],
+)
+def test_something_else_is_refused(names: Any, error: type[Exception], words: str) -> None:
+    verb = "be" if error is TypeError else "name"
+    found = refused(error, lambda x: step(x, names), jnp.ones((4, 3)))
+    assert found == f"batch_norm: synchronized must {verb} {words}"
+
+
+@both_paths
+def test_two_axes_are_one_batch(fused: bool | None) -> None:
+    rng = np.random.default_rng(1)
+    x, dy = (jnp.asarray(rng.normal(3, 1, (2, 3, 4, 5)), "float32") for _ in range(2))
+    parameters, state = batchnorm.init(x[0, 0])
+
+    def slopes(x: Any, dy: Any, fused: bool | None, synchronized: Any) -> Any:
+        def loss(x: Any) -> Any:
+            options = {"training": True, "fused": fused, "synchronized": synchronized}
+            y, new = batchnorm.batch_norm(x, parameters, state, **options)
+            return (y * dy).sum(), (y, new)
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    inner = jax.vmap(lambda x, dy: slopes(x, dy, fused, ("i", "j")), axis_name="j")
+    dx, (y, new) = jax.jit(jax.vmap(inner, axis_name="i"))(x, dy)
+    rows = (24, 5)
+    wanted = jax.jit(lambda x, dy: slopes(x, dy, False, False))(x.reshape(rows), dy.reshape(rows))
+    found = dx.reshape(rows), (y.reshape(rows), jax.tree.map(lambda one: one[0, 0], new))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)

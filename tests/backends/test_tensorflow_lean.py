@@ -34,7 +34,7 @@ def source(tensor: tf.Tensor) -> tf.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 2}], ids=["plain", "ghost"])
+@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 32}], ids=["plain", "ghost"])
 def test_the_backward_pass_reads_x_and_vectors_of_the_forward_pass(
     dtype: str, options: dict[str, Any]
 ) -> None:

@@ -71,7 +71,10 @@ TF1 = {
     "tf1.layers, fused": (tf1.layers.batch_normalization, {"fused": True}),
     "tf1.layers, ghost": (tf1.layers.batch_normalization, {"virtual_batch_size": 2}),
     "tf1.layers, renorm": (tf1.layers.batch_normalization, {"renorm": True}),
-    "contrib, ReLU": (tf1.contrib.layers.batch_norm, {"activation_fn": tf.nn.relu}),
+    "contrib, ReLU": (
+        tf1.contrib.layers.batch_norm,
+        {"activation_fn": tf.nn.relu, "is_training": False},
+    ),
 }
 
 

@@ -111,6 +111,17 @@ for check_vma in (True, False):
     got = jax.jit(mapped)(x, dy)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, (dx, slopes))
 
+axes = ("batch", "model")  # two mesh axes as one
+together = setup((64, 6, 12), -1, training=True, synchronized=axes)[-1]
+whole = jax.jit(step)(x, parameters, state, dy, {})
+def replica(x, dy):
+    (_, (y, new)), (dx, _) = together(x, parameters, state, dy, {})
+    return y, dx, new
+mapped = jax.shard_map(replica, mesh=grid, in_specs=P(axes), out_specs=(P(axes), P(axes), P()))
+got = jax.jit(mapped)(x, dy)
+want = whole[0][1][0], whole[1][0], whole[0][1][1]
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+
 sharding = NamedSharding(flat, P("batch"))
 whole = step(jnp.asarray(x), parameters, state, dy, {})
 operands = jax.device_put(x, sharding), parameters, state, jax.device_put(dy, sharding), {}

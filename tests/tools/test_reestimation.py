@@ -290,8 +290,8 @@ def test_a_py_dataset_is_data():
         ),
         (
             TypeError,
-            "reestimate: model must be a Keras model or a PyTorch module; got builtins.str. "
-            "Import its framework and build the model first.",
+            "reestimate: model must be a Keras model, a PyTorch module or an nnx module; got "
+            "builtins.str. Import its framework and build the model first.",
             {"model": "model"},
         ),
         (

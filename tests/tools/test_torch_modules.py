@@ -252,9 +252,9 @@ def test_the_context_manager_leaves_modes_as_they_were():
 def test_explain_tells_the_three_modes_apart():
     model = module()
     end = (
-        "Gamma and beta are trained. It runs on torch's own kernel. Not on our fused kernels: They "
-        "serve batchnorm.batch_norm and batchnorm.keras only. It has counted 0 updates of its "
-        "statistics."
+        "Gamma and beta are trained. It runs on torch's own kernel. Not on our fused kernels: "
+        "torch's own modules do not take them; those of batchnorm.torch do. It has counted 0 "
+        "updates of its statistics."
     )
     assert batchnorm.explain(model[0]) == (
         "It is in train mode: it normalizes with the batch's own statistics and updates the moving "

@@ -124,7 +124,6 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
     x = ops.cast(given, dtype)
     if weights is None:
         count = ops.full((g, 1), view.values_per_group, dtype, x)
-        mean_of: Callable[[Tensor], Tensor] = functools.partial(ops.mean, axes=over)
         shift = ops.cast(ops.near(given, over), dtype)  # a view of x would hold it in 32 bits
     else:
         # NaN where nothing counts must not count
@@ -132,12 +131,13 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
         total = ops.long_sum(weights, over)
         count = ops.broadcast_to(ops.reshape(total, (-1, 1)), (g, 1))
         divisor = ops.where(ops.equal(total, 0), ops.ones_like(total), total)
+        shift = ops.pin(ops.long_sum(weights * x, over) / divisor)
 
-        def weighted_mean(values: Tensor) -> Tensor:
-            return ops.long_sum(weights * values, over) / divisor
+    def mean_of(values: Tensor) -> Tensor:
+        if weights is None:
+            return ops.mean(values, over)
+        return ops.long_sum(weights * values, over) / divisor
 
-        mean_of = weighted_mean
-        shift = ops.pin(mean_of(x))
     shifted = x - shift
     remainder = mean_of(shifted)
     centered = shifted - remainder

@@ -71,7 +71,8 @@ _BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYW
 
 
 def _parameters(module: Any) -> list[inspect.Parameter]:
-    return list(inspect.signature(unwrapped(module).forward).parameters.values())
+    own = unwrapped(module)
+    return list(inspect.signature(getattr(own, "forward", own.__call__)).parameters.values())
 
 
 def _one(x: Any) -> Arguments:

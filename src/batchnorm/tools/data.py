@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from batchnorm.tools.arguments import arguments_of
-from batchnorm.tools.norms import is_keras, is_tensor_of_torch
+from batchnorm.tools.norms import is_keras, is_nnx, is_tensor_of_torch
 
 # A function of the model and a batch that calls the model.
 Caller = Callable[[Any, Any], Any]
@@ -216,6 +216,10 @@ def _for_model(model: Any, x: Any) -> Any:
             return leaf.detach().cpu().numpy() if is_tensor_of_torch(leaf) else np.asarray(leaf)
 
         return _map(x, host)
+    if is_nnx(model):
+        import jax.numpy as jnp
+
+        return _map(x, lambda leaf: jnp.asarray(leaf) if _is_array(leaf) else leaf)
     torch = sys.modules["torch"]
     like = next((one for one in model.parameters() if one.is_floating_point()), None)
 

@@ -12,7 +12,7 @@ import numpy as np
 from batchnorm.tools.data import Batches, Caller
 from batchnorm.tools.folds import Folding
 from batchnorm.tools.forward import put_back, run_model
-from batchnorm.tools.norms import check_model, is_keras, is_torch
+from batchnorm.tools.norms import check_model, is_keras, is_nnx, is_torch
 
 
 def fold(
@@ -53,6 +53,11 @@ def fold(
     Reference: Jacob et al. 2018, "Quantization and training of neural networks", section 3.2.
     """
     check_model(model, "fold")
+    if is_nnx(model):
+        raise TypeError(
+            "fold: model must be a Keras model or a PyTorch module; got an nnx module. Nothing "
+            "tells which layer's output reaches which: multiply its kernels by hand."
+        )
     batches = None if data is None else Batches(model, data, batch_size, steps, "fold", call)
     work = _refitting(model, batches) if is_torch(model) and not is_keras(model) else _keras(model)
     result = work.model()

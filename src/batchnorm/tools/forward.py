@@ -2,8 +2,8 @@
 
 A Keras model runs under a `StatelessScope`, so that whatever its layers assign never reaches their
 variables: an interruption at any point leaves the model bit for bit as it was. JAX and TensorFlow
-compile the pass once; `keeping.py` keeps it for later calls. A PyTorch module is put back from
-copies.
+compile the pass once; `keeping.py` keeps it for later calls. PyTorch's and nnx's modules are put
+back from copies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from batchnorm._moments import Moments
 from batchnorm.tools.arguments import unwrapped
 from batchnorm.tools.data import Caller
 from batchnorm.tools.norm import Norm
-from batchnorm.tools.norms import is_keras
+from batchnorm.tools.norms import is_keras, is_nnx
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,10 @@ class Program:
         self._call = call
         self.order: list[int] = []
         self._keras = is_keras(model)
-        self._run = self._keras_program() if self._keras else self._torch_passes
+        if self._keras:
+            self._run = self._keras_program()
+        else:
+            self._run = self._nnx_passes if is_nnx(model) else self._torch_passes
 
     def __call__(self, batch: Any, given: Any) -> list[Results]:
         return _to_numpy(self._run(batch, given))
@@ -142,6 +145,15 @@ class Program:
         with torch.no_grad(), put_back(self._model) as again:
             return self._passes(batch, given, lambda: _in_inference(self._model, again))
 
+    def _nnx_passes(self, batch: Any, given: Any) -> Any:
+        import jax.numpy as jnp
+
+        from batchnorm.tools.norm_nnx import in_inference, put_back
+
+        given = _map_arrays(given, jnp.asarray)
+        with put_back(self._model) as again:
+            return self._passes(batch, given, lambda: in_inference(self._model, again))
+
 
 def run_model(model: Any, batch: Any, call: Caller | None = None) -> Any:
     """The model's outputs in inference, for a batch that `Batches` gave."""
@@ -205,6 +217,7 @@ def _in_inference(model: Any, again: Callable[[], None]) -> Iterator[None]:
 def _visited(norms: Sequence[Norm], visit: Visit, given: Any, results: Results) -> Iterator[None]:
     """Layers whose `call` (torch: `forward`) goes through the visitor."""
     changed: list[tuple[dict[str, Any], str, Any]] = []
+    called: list[tuple[Any, Callable[..., Any]]] = []
 
     def put(layer: Any, name: str, value: Any) -> None:
         # into the instance's dictionary: its `__setattr__` would track the value
@@ -213,12 +226,16 @@ def _visited(norms: Sequence[Norm], visit: Visit, given: Any, results: Results) 
 
     try:
         for index, norm in enumerate(norms):
+            function = _visiting(index, norm, visit, given, results)
             if hasattr(norm.layer, "call"):
                 put(norm.layer, "_remat_mode", None)  # nothing is differentiated here
-                put(norm.layer, "call", _visiting(index, norm, visit, given, results))
+                put(norm.layer, "call", function)
+            elif hasattr(norm.layer, "forward"):
+                put(norm.layer, "forward", function)
             else:
-                put(norm.layer, "forward", _visiting(index, norm, visit, given, results))
-        yield
+                called.append((norm.layer, function))
+        with _called(called):
+            yield
     finally:
         for attributes, name, value in reversed(changed):
             if value is changed:  # there was none
@@ -227,9 +244,19 @@ def _visited(norms: Sequence[Norm], visit: Visit, given: Any, results: Results) 
                 attributes[name] = value
 
 
+def _called(visitors: list[tuple[Any, Callable[..., Any]]]) -> Any:
+    """Layers that are called by `__call__` alone, those of nnx."""
+    if not visitors:
+        return contextlib.nullcontext()
+    from batchnorm.tools.norm_nnx import visited
+
+    return visited(visitors)
+
+
 def _visiting(index: int, norm: Norm, visit: Visit, given: Any, results: Results) -> Any:
     layer = norm.layer
-    original = layer.call if hasattr(layer, "call") else layer.forward
+    name = next((one for one in ("call", "forward") if hasattr(layer, one)), "__call__")
+    original = getattr(layer, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         x, mask, weights = _arguments(original, args, kwargs)

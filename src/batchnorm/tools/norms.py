@@ -21,19 +21,24 @@ def is_torch(model: Any) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
+def is_nnx(model: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(model, nnx.Module)
+
+
 def check_model(model: Any, owner: str) -> None:
     """Refuses what is no model, or none that can be looked into.
 
     Raises:
         TypeError: it is one of these.
     """
-    if is_keras(model):
+    if is_keras(model) or is_nnx(model):
         return
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     if not is_torch(model):
         raise TypeError(
-            f"{owner}: model must be a Keras model or a PyTorch module; got {kind}. Import its "
-            "framework and build the model first."
+            f"{owner}: model must be a Keras model, a PyTorch module or an nnx module; got "
+            f"{kind}. Import its framework and build the model first."
         )
     script = sys.modules["torch"].jit.ScriptModule
     for name, module in model.named_modules():
@@ -52,11 +57,14 @@ def find(model: Any, owner: str, pattern: str | None = None) -> list[Norm]:
         pattern: only layers whose names match it, as file names do ("block1_*").
 
     Raises:
-        TypeError: the model is neither a Keras layer nor a PyTorch module.
+        TypeError: the model is neither a Keras layer nor a module of PyTorch or nnx.
         ValueError: it is not built, has no such layer, or none that matches.
     """
     check_model(model, owner)
-    found = _keras_norms(model, owner) if is_keras(model) else _torch_norms(model, owner)
+    if is_keras(model):
+        found = _keras_norms(model, owner)
+    else:
+        found = _nnx_norms(model) if is_nnx(model) else _torch_norms(model, owner)
     if not found:
         raise ValueError(
             f"{owner}: model must have at least one batch-normalization layer with moving "
@@ -94,6 +102,12 @@ def _torch_norms(model: Any, owner: str) -> list[Norm]:
         if not norm_torch.is_built(module):
             raise _unbuilt(owner, name)
     return [norm_torch.norm_of(module, name, model.training) for name, module in found.items()]
+
+
+def _nnx_norms(model: Any) -> list[Norm]:
+    from batchnorm.tools import norm_nnx
+
+    return [norm_nnx.norm_of(one, name) for name, one in norm_nnx.modules(model).items()]
 
 
 def _unbuilt(owner: str, name: str) -> ValueError:

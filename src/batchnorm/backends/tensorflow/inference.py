@@ -30,11 +30,13 @@ def infer(
     wide = statistics_dtype(operations.dtype(x))
     factor = view.spread(operations, factors_of(operations, variance, scale, epsilon).slope)
     mean = view.spread(operations, mean)
+    minus_mean = mean * -1.0  # of a negation, Grappler makes a subtraction again
     if offset is not None:
         offset = view.spread(operations, offset)
 
     def y_of(x: tf.Tensor, factor: tf.Tensor, offset: tf.Tensor | None = None) -> tf.Tensor:
-        y = (operations.cast(x, wide) - mean) * factor
+        # added, not subtracted: TensorFlow Lite folds that into a convolution in front
+        y = (operations.cast(x, wide) + minus_mean) * factor
         return operations.cast(y if offset is None else y + offset, operations.dtype(x))
 
     return _mapped(y_of, x, view.axes, mean, 1.0, factor, offset)
