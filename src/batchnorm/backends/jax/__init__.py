@@ -10,4 +10,4 @@ from batchnorm.backends.jax.place import recomputing, traced, why_not
 from batchnorm.backends.jax.replicas import aligned, all_gather, find_replicas
 
 COMPOSITE = moments.Steps(operations)
-KERNELS = fused.Steps(operations, derivatives)
+KERNELS = fused.Steps(operations, derivatives, adds=True)

@@ -25,6 +25,7 @@ except OSError as error:
     raise KernelsUnavailable(f"The JAX binding cannot be loaded: {error}.") from error
 for _name in (
     "moments", "standardize", "forward", "backward", "backward_sums", "backward_input",
+    "standardize_add", "forward_add",
 ):  # fmt: skip
     jax.ffi.register_ffi_target(
         f"batchnorm_{_name}",
@@ -90,11 +91,13 @@ def standardize(
     given: Any,
     epsilon: float,
     activation: int,
+    residual: Array | None = None,
 ) -> Array:
+    name, first = ("standardize", [x]) if residual is None else ("standardize_add", [x, residual])
     (y,) = _call(
-        "standardize",
+        name,
         [_like(x)],
-        [x, _weights(x, weights), *(_absent(x, one) for one in given)],
+        [*first, _weights(x, weights), *(_absent(x, one) for one in given)],
         epsilon=epsilon,
         activation=activation,
     )
@@ -108,11 +111,13 @@ def forward(
     offset: Array | None,
     epsilon: float,
     activation: int,
+    residual: Array | None = None,
 ) -> list[Array]:
+    name, first = ("forward", [x]) if residual is None else ("forward_add", [x, residual])
     return _call(
-        "forward",
+        name,
         [_like(x), *_vectors(x, 3), _count(x)],
-        [x, _weights(x, weights), _absent(x, scale), _absent(x, offset)],
+        [*first, _weights(x, weights), _absent(x, scale), _absent(x, offset)],
         epsilon=epsilon,
         activation=activation,
     )

@@ -89,7 +89,8 @@ def mean(x: jax.Array, axes: Any) -> jax.Array:
 
 
 def near(x: jax.Array, axes: Any) -> jax.Array:
-    """Something near the mean over these axes."""
+    """Something near the mean over these axes, in 32 bits or more: a sum in 16 may overflow."""
+    x = cast(x, "float64" if dtype(x) == "float64" else "float32")
     return pin(sum(x, axes) / _number(x, axes))
 
 
