@@ -72,7 +72,7 @@ def test_far_from_zero_ours_is_right_to_2e_6(api: Any) -> None:
     )
     assert np.abs(np.asarray(mine(x)) - wanted.y).max() <= 2e-6 * np.abs(held["scale"]).max() * 4
     close(mine.variables()["var"], wanted.state["moving_variance"], 2e-6)
-    assert np.abs(np.asarray(theirs(x)) - wanted.y).max() > 1  # their variance, on average, is 0
+    assert np.abs(np.asarray(theirs(x)) - wanted.y).max() > 0.1  # no digit of theirs is right
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
@@ -98,7 +98,9 @@ def test_a_mask_broadcasts_from_the_right_as_flaxs(
     api: Any, axis: int, shape: tuple[int, ...]
 ) -> None:
     x = RNG.normal(0, 2, (8, 5, 3)).astype("float32")
-    mask = jnp.asarray(RNG.random(shape) < 0.6)
+    mask = RNG.random(shape) < 0.6
+    mask.flat[0] = True
+    mask = jnp.asarray(mask)
     theirs, mine = pair(api, x, axis=axis)
     close(mine(x, mask=mask), theirs(x, mask=mask), 2e-5)
     close(mine.variables(), theirs.variables(), 2e-5)
