@@ -110,8 +110,9 @@ def _forward_add(how: How, x: Any, residual: Any, affine: Any, weights: Any) -> 
     if not _is_whole(x):
         y, *measured = _forward(how._replace(activation=ACTIVATIONS[None]), x, affine, weights)
         return (_added(how, y, residual), *measured)
-    operands = (x, weights, *affine, how.epsilon, how.activation)
-    return tuple(own_kernels.forward(*operands, residual))
+    scale, offset = affine
+    numbers = (how.epsilon, how.activation)
+    return tuple(own_kernels.forward(x, weights, scale, offset, *numbers, residual))
 
 
 def _is_whole(x: Any) -> bool:
@@ -147,7 +148,8 @@ def _standardize_add_change(how: How, at: Any, change: Any) -> Any:
 def _forward_add_change(how: How, at: Any, change: Any) -> Any:
     x, _, affine, weights = at
     y, *measured = _forward_add(how, *at)
-    given = Vectors(*measured, None, None, None)
+    mean, remainder, variance, count = measured
+    given = Vectors(mean, remainder, variance, count, None, None, None)
     dy = _change_of_sum(how, change, y, Point(x, affine, weights, given))
     return (y, *measured), (dy, *map(jnp.zeros_like, measured))
 
