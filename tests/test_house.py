@@ -17,14 +17,6 @@ ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"tensorflow", "tf", "jax", "torch", "keras", "flax"}
 LONGEST = 350  # lines of a file
 
-# Tests that are still to be split.
-TOO_LONG = {
-    "tests/native/test_choice.py",
-    "tests/native/test_fused.py",
-    "tests/tools/test_folding.py",
-    "tests/tools/test_torch_modules.py",
-}
-
 # layer -> the layers of this package that it may import
 LAYERS = {
     "surface": {"surface", "core", "backends", "native"},
@@ -154,7 +146,7 @@ def test_a_file_fits_a_sitting() -> None:
     ]
     assert len(files) > 100
     lines = {file.relative_to(ROOT).as_posix(): file.read_text().count("\n") for file in files}
-    assert not {name: count for name, count in lines.items() if count > LONGEST}.keys() - TOO_LONG
+    assert not {name: count for name, count in lines.items() if count > LONGEST}
 
 
 def test_the_wheel_holds_no_benchmark() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,60 +14,11 @@ import reference
 from batchnorm import _axes
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
+from fused_calls import rounded, step, truth
 from strategies import Call, adjustment_of, axes_of, call_on, thorough, weights_of
 
 SIZES = (0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 64, 65, 130)
 ROUNDING = {"float64": 1e-11, "float32": 5e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
-NUMPY = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
-
-
-def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
-    """The values that x has in this type."""
-    return x if dtype == "float64" else x.astype(NUMPY[dtype]).astype("float32")
-
-
-def step(engine: engines.Engine, call: Call, dtype: str, **more: Any) -> dict[str, Any]:
-    """A call as arrays, with `activation` and `fused` among the options."""
-    options = {**call.options, **more}
-    training = options.pop("training")
-    chosen = Options(**options)
-
-    def loss(x: Any, *vectors: Any) -> Any:
-        parameters = dict(zip(call.parameters, vectors, strict=True))
-        y, new = normalize(chosen, x, parameters, state, training, **extra)
-        return engines.total(y * upstream), (y, new)
-
-    wide = "float64" if dtype == "float64" else "float32"
-    with engine.precision(dtype):
-        upstream = engine.tensor(call.dy, dtype)
-        extra = {name: engine.tensor(value) for name, value in call.given.items()}
-        state = {
-            name: engine.tensor(value, wide if value.dtype.kind == "f" else None)
-            for name, value in call.state.items()
-        }
-        vectors = [engine.tensor(value, wide) for value in call.parameters.values()]
-        (_, (y, new)), (dx, *slopes) = engine.gradients(
-            loss, engine.tensor(call.x, dtype), *vectors, mode=engine.quick
-        )
-        found = {"y": engine.numpy(y), "dx": engine.numpy(dx)}
-        found |= {name: engine.numpy(v) for name, v in new.items()}
-        return found | {k: engine.numpy(v) for k, v in zip(call.parameters, slopes, strict=True)}
-
-
-def truth(call: Call, activation: str | None) -> dict[str, Any]:
-    """The same from the reference, which knows no activation and computes in what it is given."""
-    parameters = {name: value.astype("float64") for name, value in call.parameters.items()}
-    state = {k: v.astype("float64") if v.dtype.kind == "f" else v for k, v in call.state.items()}
-    given = {**call.options, **call.given}
-    if activation == "relu":
-        y = reference.batch_norm(call.x, parameters, state, **given).y
-        call.dy = np.where(np.abs(y) < 0.05, 0, call.dy)  # where rounding may decide
-        given["dy"] = np.where(y > 0, call.dy, 0)
-    else:
-        given["dy"] = call.dy
-    expected = reference.batch_norm(call.x, parameters, state, **given)
-    y = np.where(expected.y <= 0, 0, expected.y) if activation else expected.y
-    return {"y": y, "dx": expected.dx, **expected.state, **expected.gradients}
 
 
 def assert_close(
@@ -316,68 +266,3 @@ def test_second_derivatives_of_the_fused_path(
 
 
 # Accuracy, design section 5.
-
-BARS = {"y": 2e-6, "dx": 1e-5, "gamma": 1e-5, "beta": 1e-5, "moving_variance": 1e-5}
-LAYOUTS = {"last": ((20_001, 5), -1), "first": ((11, 5, 1_501), 1), "wide": ((301, 130), -1)}
-ACCURACY: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "renorm": {"renorm": True, "renorm_clipping": {"rmax": 1.1, "rmin": 0.9, "dmax": 0.1}},
-    "ghost": {"virtual_batch_size": 1},
-    "weights": {},
-}
-
-
-def relative(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).max() / np.abs(b).max())
-
-
-def errors(engine: engines.Engine, x: np.ndarray, given_: dict, **options: Any) -> dict[str, float]:
-    """y absolutely, for gamma = 1; the rest relative to the largest."""
-    call = call_on(np.random.default_rng(1), x, given=given_, momentum=0.0, **options)
-    call.options["training"] = True
-    call.parameters["gamma"] = np.ones_like(call.parameters["gamma"])
-    got, expected = step(engine, call, "float32", fused=True), truth(call, None)
-    found = {name: relative(got[name], expected[name]) for name in ("dx", "gamma", "beta")}
-    found["y"] = float(np.abs(got["y"] - expected["y"]).max())
-    variance = expected["moving_variance"]
-    found["moving_variance"] = float(np.abs(got["moving_variance"] / variance - 1).max())
-    return found
-
-
-@pytest.mark.parametrize("mode", list(ACCURACY))
-@pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_a_large_mean_costs_no_digits(engine: engines.Engine, layout: str, mode: str) -> None:
-    shape, axis = LAYOUTS[layout]
-    rng = np.random.default_rng(0)
-    options = dict(ACCURACY[mode], axis=axis)
-    if "virtual_batch_size" in options:
-        options["virtual_batch_size"] = {20_001: 6_667, 11: 11, 301: 43}[shape[0]]
-    weights = {"batch_weights": rng.uniform(0.5, 2, shape[0]).astype("float32")}
-    ratios = (0.0, 1e3, 1e5) if engine.name == "torch" else (1e5,)
-    for ratio in ratios:
-        x = rng.normal(ratio, 1.0, shape).astype("float32")
-        found = errors(engine, x, weights if mode == "weights" else {}, **options)
-        beyond = {name: e for name, e in found.items() if not e <= BARS[name]}
-        assert not beyond, ratio
-
-
-@pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_squares_may_overflow_float32(engine: engines.Engine, layout: str) -> None:
-    shape, axis = LAYOUTS[layout]
-    x = np.random.default_rng(0).normal(3e19, 1e19, shape).astype("float32")
-    found = errors(engine, x, {}, axis=axis)
-    assert {name: e for name, e in found.items() if not e <= BARS[name]} == {}
-
-
-@pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_a_first_element_far_from_the_rest_costs_no_digits(
-    engine: engines.Engine, layout: str
-) -> None:
-    """Where the first element is the shift, 1e6 is a bad one."""
-    shape, axis = LAYOUTS[layout]
-    x = np.random.default_rng(0).normal(0.0, 1.0, shape).astype("float32")
-    x[tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))] = 1e6
-    found = errors(engine, x, {}, axis=axis)
-    found.pop("y")  # as large as sqrt(N) there
-    found.pop("gamma")  # a sum that the outlier dominates
-    assert {name: e for name, e in found.items() if not e <= BARS[name]} == {}

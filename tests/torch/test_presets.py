@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import batchnorm.torch as ours
+import peers
 import reference
 
 GAMMA, BETA = np.array([0.7, 1.5, -2.0]), np.array([0.1, -0.4, 2.0])
@@ -37,7 +38,7 @@ def compare(made: Any, peer: Any, rows: int = 11, steps: int = 5) -> None:
 
 def test_crossq_is_torchrls_layer_before_and_after_the_warm_up() -> None:
     def peer(*args: Any) -> Any:
-        return reference.crossq(*args, warmup=3)
+        return peers.crossq(*args, warmup=3)
 
     compare(module("crossq", warmup=3), peer)
 
@@ -45,7 +46,7 @@ def test_crossq_is_torchrls_layer_before_and_after_the_warm_up() -> None:
 @pytest.mark.parametrize("rows", [3, 8, 11])
 def test_tabnet_is_a_loop_over_chunks(rows) -> None:
     def peer(*args: Any) -> Any:
-        return reference.tabnet(*args[:-1], size=4)
+        return peers.tabnet(*args[:-1], size=4)
 
     compare(module("tabnet", virtual_batch_size=4), peer, rows)
 
@@ -57,7 +58,7 @@ def test_crossq_has_the_state_of_torchs_module() -> None:
 @pytest.mark.parametrize("step", [0, 4_999, 5_000, 15_000, 22_500, 25_000, 39_000, 40_000, 10**6])
 def test_the_bounds_of_renorm_are_those_of_its_paper(step) -> None:
     clipping = ours.preset("renorm")["renorm_clipping"]
-    for name, wanted in reference.ioffe_bounds(step).items():
+    for name, wanted in peers.ioffe_bounds(step).items():
         assert float(clipping[name](torch.tensor(float(step)))) == pytest.approx(wanted)
 
 
@@ -80,7 +81,7 @@ def test_renorm_takes_its_bounds_at_the_step_that_a_checkpoint_has() -> None:
         momentum=0.99,
         epsilon=1e-5,
         renorm=True,
-        renorm_clipping=reference.ioffe_bounds(20_000),
+        renorm_clipping=peers.ioffe_bounds(20_000),
         unbiased_moving_variance=True,
     )
     np.testing.assert_allclose(made(torch.tensor(x)).detach(), wanted.y, rtol=1e-9)

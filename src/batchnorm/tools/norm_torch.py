@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Tuple  # noqa: UP035  # TorchScript reads the annotation of `stay`
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from batchnorm._plan import Plan, decide
 from batchnorm.backends import why_not
 from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
+from batchnorm.tools.staying import Staying, stay
 
 BASE = torch.nn.modules.batchnorm._BatchNorm
 # What these do, `convert_sync_batchnorm` keeps; of any other class it keeps the numbers only.
@@ -339,22 +340,6 @@ class OwnTorchNorm(TorchNorm):
             "torch.nn.SyncBatchNorm.convert_sync_batchnorm builds a module of its own class, "
             f"without {added}: use batchnorm.set_synchronized"
         )
-
-
-class Staying:
-    """`train` of a module whose statistics are frozen: `batchnorm.unfreeze` ends that."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-
-    def __call__(self, mode: bool = True) -> Any:
-        return type(self.module).train(self.module, False)
-
-
-def stay(self: Any, input: Tuple[torch.Tensor]) -> None:  # noqa: UP006
-    """Before each call of a module whose statistics are frozen."""
-    if self.training:
-        self.training = False
 
 
 def _flat(tensor: torch.Tensor) -> Array:
