@@ -89,7 +89,13 @@ SUMS = ("sum_dy", "sum_dy_xh")
 def operands(name: str) -> dict[str, np.ndarray | None]:
     rng = np.random.default_rng(0)
     x, dy = (rng.normal(size=SHAPE).astype("float32") for _ in range(2))
-    given = {"x": x, "dy": dy, "weights": np.ones((2, 1, 3, 1, 5), "float32")}
+    given = {
+        "x": x,
+        "dy": dy,
+        "residual": dy,
+        "y": x,
+        "weights": np.ones((2, 1, 3, 1, 5), "float32"),
+    }
     given |= {one: np.ones((1, 4), "float32") for one in (*VECTORS, *SUMS)}
     given["count"] = np.full((1, 1), 30, "float32")
     wanted = {
@@ -99,6 +105,9 @@ def operands(name: str) -> dict[str, np.ndarray | None]:
         "backward": ("x", "dy", "weights", *VECTORS),
         "backward_sums": ("x", "dy", "weights", *VECTORS[:3], "scale", "offset"),
         "backward_input": ("x", "dy", "weights", *VECTORS, *SUMS),
+        "standardize_add": ("x", "residual", "weights", *VECTORS),
+        "forward_add": ("x", "residual", "weights", "scale", "offset"),
+        "backward_add": ("x", "dy", "y", "weights", *VECTORS),
     }[name]
     return {one: given[one] for one in wanted}
 
@@ -135,11 +144,19 @@ WRONG: list[tuple[str, dict[str, np.ndarray]]] = [
     ("backward_input", {"live": ones(1, 3)}),
     ("backward_input", {"sum_dy": ones(1, 3)}),
     ("backward_input", {"sum_dy_xh": ones(2, 4)}),
+    ("standardize_add", {"residual": ones(2, 1, 3, 4, 4)}),
+    ("standardize_add", {"residual": ones(*SHAPE, dtype="float16")}),
+    ("forward_add", {"residual": ones(2, 1, 3, 4, 4)}),
+    ("forward_add", {"scale": ones(1, 3)}),
+    ("backward_add", {"y": ones(2, 1, 3, 4, 4)}),
+    ("backward_add", {"y": ones(*SHAPE, dtype="float16")}),
+    ("backward_add", {"dy": ones(2, 1, 3, 4, 4)}),
 ]
 cases = pytest.mark.parametrize(
     ("name", "wrong"), WRONG, ids=[f"{n}-{next(iter(w))}" for n, w in WRONG]
 )
 EPSILON = 1e-3
+FREEZING = ("standardize", "backward", "standardize_add", "backward_add")
 
 
 @cases
@@ -150,7 +167,7 @@ def test_torch_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
 
     def run(given: dict[str, Any]) -> Any:
         x, *rest = [None if one is None else torch.tensor(one) for one in given.values()]
-        how = (EPSILON, 0, False) if name in ("standardize", "backward") else (EPSILON, 0)
+        how = (EPSILON, 0, False) if name in FREEZING else (EPSILON, 0)
         how = () if name == "moments" else how
         return getattr(torch.ops.batchnorm, name)(x, SHAPE, *rest, *how)
 
@@ -191,12 +208,16 @@ def test_jax_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
 
     from batchnorm.backends.jax import kernels
 
+    if name == "backward_add":
+        pytest.skip("JAX differentiates the sum in its own operations")
+
     def run(given: dict[str, Any]) -> Any:
         given = {one: jax.numpy.asarray(value) for one, value in given.items()}
         x, weights = given.pop("x"), given.pop("weights")
         how = {"moments": (), "backward": (EPSILON, 0, False)}.get(name, (EPSILON, 0))
+        more = {"residual": given.pop("residual")} if "residual" in given else {}
         rest = list(given.values())
-        if name == "standardize":
+        if name in ("standardize", "standardize_add"):
             rest = [rest]
         elif name == "backward_sums":
             dy, mean, remainder, variance, scale, offset = rest
@@ -210,7 +231,8 @@ def test_jax_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
             )
         elif name == "backward":
             return jax.block_until_ready(kernels.backward(x, rest[0], weights, rest[1:], *how))
-        return jax.block_until_ready(getattr(kernels, name)(x, weights, *rest, *how))
+        kernel = getattr(kernels, name.removesuffix("_add"))
+        return jax.block_until_ready(kernel(x, weights, *rest, *how, **more))
 
     run(operands(name))
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError, IndexError, TypeError)):
@@ -241,7 +263,7 @@ def test_tensorflow_refuses(name: str, wrong: dict[str, np.ndarray]) -> None:
         given["weights"] = tf.squeeze(given["weights"], 3)
         if name != "moments":
             given |= {"epsilon": tf.constant(EPSILON, tf.float64), "activation": 0}
-        if name in ("standardize", "backward"):
+        if name in FREEZING:
             given["frozen"] = False
         return getattr(kernels._ops, f"batchnorm_{name}")(**given)
 

@@ -233,6 +233,9 @@ def test_torch_operators_keep_their_contracts() -> None:
             ("standardize", (x, sizes, weights, *given)),
             ("forward", (x, sizes, weights, gamma, vector, 1e-3, 1)),
             ("backward", (x, sizes, dy, weights, *given)),
+            ("standardize_add", (x, sizes, dy, weights, *given)),
+            ("forward_add", (x, sizes, dy, weights, gamma, vector, 1e-3, 1)),
+            ("backward_add", (x, sizes, dy, dy, weights, *given)),
         ):
             operator = getattr(torch.ops.batchnorm, name).default
             torch.library.opcheck(operator, operands, test_utils=checks)
