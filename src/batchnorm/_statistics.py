@@ -48,7 +48,8 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
     options, state, grouped = plan.options, old.state, old.view.groups is not None
     plain = not (grouped or options.renorm_remembers or options.zero_debias)
     plain = plain and options.on_nonfinite != "raise" and options.momenta_are_numbers
-    if plain and (plan.kernels or plan.filled):
+    # over replicas all must get the same bits, whatever instructions a library chose to average by
+    if plain and (plan.kernels or (plan.filled and plan.replicas is None)):
         steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
         new = steps.remember(
             state,

@@ -53,6 +53,7 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
     dtype = statistics_dtype(ops.dtype(x))
     given = view.apart(ops, x)
     x = ops.cast(given, dtype)
+    divisor: Any = None
     if weights is None:
         count = ops.full((g, 1), view.values_per_group, dtype, x)
         shift = ops.cast(ops.near(given, over), dtype)  # a view of x would hold it in 32 bits
