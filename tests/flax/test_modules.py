@@ -143,7 +143,7 @@ def nnx_outputs(one: Any) -> Any:
     from flax import nnx
 
     graph, state = nnx.split(one.module)
-    return lambda x: nnx.merge(graph, state)(x, use_running_average=False)
+    return lambda x: nnx.merge(graph, state, copy=True)(x, use_running_average=False)
 
 
 @pytest.mark.parametrize(

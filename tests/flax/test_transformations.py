@@ -74,7 +74,7 @@ def split(kind: Any) -> Any:
     graph, params, rest = nnx.split(Net(kind, nnx.Rngs(0)), nnx.Param, ...)
 
     def pure(params: Any, rest: Any) -> Any:
-        net = nnx.merge(graph, params, rest)
+        net = nnx.merge(graph, params, rest, copy=True)  # variables of this trace
         return loss(net, X), stats(net)
 
     change = jax.jvp(lambda params: pure(params, rest)[0], (params,), (params,))

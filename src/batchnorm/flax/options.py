@@ -82,8 +82,9 @@ def _check_groups(groups: Any, owner: str) -> None:
     """Refuses groups within an axis, for which JAX has no collectives in shard_map."""
     if groups is None or len(groups) == 1:
         return
+    groups = [list(group) for group in groups]  # linen makes tuples of them
     size = max(map(len, groups))
-    consecutive = all(list(group) == list(range(group[0], group[0] + size)) for group in groups)
+    consecutive = all(group == list(range(group[0], group[0] + size)) for group in groups)
     mesh, place = ((len(groups), size), "second") if consecutive else ((size, len(groups)), "first")
     raise ValueError(
         f"{owner}: axis_index_groups must be None or one group of all; got {groups}. Make the mesh "
