@@ -53,7 +53,8 @@ def test_why_not_refuses_what_is_no_tensor() -> None:
         why_not(X)
     assert str(caught.value) == (
         "batchnorm: x must be a TensorFlow, JAX or PyTorch tensor; got numpy.ndarray. Convert it "
-        "first, for example with jax.numpy.asarray."
+        "first, for example with tensorflow.convert_to_tensor, jax.numpy.asarray or "
+        "torch.as_tensor."
     )
 
 

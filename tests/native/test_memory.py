@@ -38,10 +38,9 @@ def test_torch_saves_x_and_vectors(dtype: str, mode: str) -> None:
             )
         held.pop(x.untyped_storage().data_ptr(), None)
         assert y.dtype == x.dtype
-    size = x.numel() * BYTES[dtype]
     per_position = 64 * 50 * 4 if mode == "weights" else 0
     assert sum(saved[True].values()) <= 1000 + per_position  # vectors of up to 4 groups
-    assert sum(saved[False].values()) >= 2 * size
+    assert sum(saved[False].values()) <= 2000 + per_position
 
 
 @pytest.mark.parametrize("mode", ["plain", "renorm", "weights"])

@@ -11,7 +11,6 @@ from batchnorm._moments import Moments
 from batchnorm._native import library
 from batchnorm._options import Options
 from batchnorm._statistics import remember
-from batchnorm.tools import host
 
 GROUPS, COLUMNS = 3, 7
 
@@ -34,8 +33,22 @@ def given(dtype: str) -> tuple[Moments, dict[str, np.ndarray]]:
     return Moments(mean, remainder * np.finfo(dtype).eps, variance, count), state
 
 
+class Ops:
+    """What `remember` asks of a framework, in NumPy."""
+
+    where, sqrt, maximum, isfinite, equal = np.where, np.sqrt, np.maximum, np.isfinite, np.equal
+    all, ones_like, zeros_like, shape = np.all, np.ones_like, np.zeros_like, np.shape
+    reshape, broadcast_to = np.reshape, np.broadcast_to
+    cast = staticmethod(lambda x, dtype: x.astype(dtype))
+    dtype = staticmethod(lambda x: x.dtype.name)
+    sum = staticmethod(lambda x, axes: np.sum(x, axes, keepdims=True))
+    is_tensor = staticmethod(lambda x: isinstance(x, np.ndarray))
+    stop_gradient = staticmethod(lambda x: x)
+
+
 def expected(options: Options, state: Any, moments: Moments) -> dict[str, np.ndarray]:
-    new = host.quietly(remember, host, options, state, moments, False, False)
+    with np.errstate(all="ignore"):
+        new = remember(Ops, options, state, moments, False, False)
     return {**state, **new}
 
 

@@ -47,7 +47,7 @@ def everything(model: Any) -> Any:
 def test_re_estimated_statistics_are_those_of_the_data(kind: Any) -> None:
     model = Net(kind)
     model.train()
-    batchnorm.reestimate(model, X)
+    batchnorm.reestimate(model, X, layer_by_layer=True)
     np.testing.assert_allclose(model.first.mean[...], X.mean(0, np.float64), rtol=1e-5)
     np.testing.assert_allclose(model.first.var[...], X.var(0, dtype=np.float64), rtol=1e-5)
     model.eval()

@@ -110,8 +110,9 @@ def attached(
 ) -> Moments:
     """The moments `used`, constants, as what they are: functions of x, of any order.
 
-    Formula, with the constant mean M and E_w the weighted average over all replicas:
-        mean = M + E_w[x - M], variance = E_w[(x - mean)^2]
+    Formula, with the constants M and V and E_w the weighted average over all replicas:
+        mean = M + E_w[x - M], variance = V + E_w[(x - mean)^2 - V]
+    so that what is added up is near 0: a compiler may add a million float32 one after the other.
     Groups that are not `live` have others' moments, which stay constants.
     """
     view, weights = case.view, case.weights
@@ -129,7 +130,7 @@ def attached(
 
     moved = average(centered)
     centered = centered - view.along(ops, moved)
-    variance = average(centered * centered)
+    variance = used.variance + average(centered * centered - view.along(ops, used.variance))
     remainder = moved if used.remainder is None else used.remainder + moved
     if live is not None:
         constant = ops.zeros_like(remainder) if used.remainder is None else used.remainder
