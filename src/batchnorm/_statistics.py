@@ -12,7 +12,6 @@ State is a dictionary. Every vector has the shape of the parameters (one axis: `
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from batchnorm._moments import Moments, average, constant, merge, unbiased
@@ -86,7 +85,7 @@ def remember(
     in_turn = grouped and options.ghost_order == "chunks" and not options.pooled_moving_variance
     biased, moments = _one_row(ops, options, moments, grouped and not in_turn)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
-    finite = abs(moments.variance) < math.inf  # took the mean's distance from every value
+    finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
     usable: Any = finite & (moments.variance >= 0)
     seen: Any = True
     if not filled:

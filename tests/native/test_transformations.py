@@ -169,7 +169,8 @@ def test_torch_differentiates_forward_by_the_composite_path() -> None:
     import torch
     from torch.autograd import forward_ad
 
-    x, tangent = torch.tensor(X), torch.tensor(X) ** 2
+    x = torch.tensor(X, dtype=torch.float64)
+    tangent = x**2
     expected = torch.autograd.functional.jvp(torch_step(False), x, tangent)
     got = torch.func.jvp(torch_step(None), (x,), (tangent,))
     torch.testing.assert_close(got, expected)

@@ -175,7 +175,8 @@ def test_relu_runs_inside_the_kernel(session, activation, training):
     y = contrib(x, activation_fn=activation, is_training=training, scope="bn")
     plain = contrib(x, is_training=training, scope="bn", reuse=True)
     slopes = [tf.gradients(tf.square(one), x)[0] for one in (y, tf.maximum(plain, 0))]
-    assert "Relu" not in {one.type for one in session.graph.get_operations()}
+    # in inference TensorFlow's own operations do it, which run wherever the graph goes
+    assert ("Relu" in {one.type for one in session.graph.get_operations()}) is not training
     assert y.op.name == "bn/Relu"
     got, want, *slopes = run(session, [y, tf.maximum(plain, 0), *slopes], {x: X})
     np.testing.assert_allclose(got, want, atol=1e-6)

@@ -75,11 +75,8 @@ def meta_gradient(normalized, over):
 @pytest.mark.parametrize("normalized", [layers, contrib])
 @pytest.mark.parametrize("over", [in_map_fn, in_a_while_loop])
 def test_the_meta_gradient_in_a_loop_is_that_of_the_steps_written_out(
-    normalized, over, control_flow, request
+    normalized, over, control_flow
 ):
-    if control_flow == "v1":  # an upstream gradient that is None: the kernels' second derivative
-        reason = "second derivatives of the kernels in loops of TensorFlow 1's control flow"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=ValueError, reason=reason))
     for got, want in zip(
         meta_gradient(normalized, over), meta_gradient(normalized, in_python), strict=True
     ):

@@ -16,6 +16,7 @@ from batchnorm.backends import composite, derivative
 from batchnorm.backends.composite import Case
 from batchnorm.backends.derivative import Slopes
 from batchnorm.backends.tensorflow import operations
+from batchnorm.backends.tensorflow.place import compiles_with_xla
 
 Derivative = Callable[[Any, Any, Any, Any], Slopes]  # of x, dy, scale and offset
 
@@ -31,9 +32,11 @@ def standardize(
     centered: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """y, whose derivative is the total one; see `composite.standardize`."""
+    # XLA may add twice, with another rounding
+    plain = used if compiles_with_xla() else _settled(used)
 
     def forward(x: tf.Tensor, scale: Any, offset: Any) -> tf.Tensor:
-        return composite.standardize(operations, x, case, used, scale, offset, centered=centered)
+        return composite.standardize(operations, x, case, plain, scale, offset)
 
     def backward(x: tf.Tensor, dy: tf.Tensor, scale: Any, offset: Any) -> Slopes:
         how = (live, False, replicas)
@@ -45,6 +48,19 @@ def standardize(
         return derivative.backward(operations, x, dy, case, moving, scale, offset, *how)
 
     return derived(forward, backward, exact, x, scale, offset)
+
+
+def _settled(used: Moments) -> Moments:
+    """The mean as the moving one will be, and what is left where x - mean does not round it away.
+
+    So statistics that have converged to the batch's normalize to the same numbers.
+    """
+    assert used.remainder is not None
+    mean = used.mean + used.remainder
+    rest = (used.mean - mean) + used.remainder
+    rounding = 2.0 ** (-52 if operations.dtype(mean) == "float64" else -23)
+    tiny = rest * rest <= rounding**2 * used.variance
+    return used._replace(mean=mean, remainder=tf.where(tiny, tf.zeros_like(rest), rest))
 
 
 def derived(
