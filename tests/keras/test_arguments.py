@@ -64,9 +64,9 @@ def test_the_public_layer_has_the_defaults_of_the_base():
     assert {name: base[name] for name in public} == public
 
 
-def test_the_call_arguments_are_training_mask_and_batch_weights():
+def test_the_call_arguments_are_training_mask_weights_and_a_residual():
     parameters = inspect.signature(ours.BatchNormalizationBase.call).parameters
-    assert list(parameters) == ["self", "inputs", "training", "mask", "batch_weights"]
+    assert list(parameters) == ["self", "inputs", "training", "mask", "batch_weights", "residual"]
 
 
 def test_our_layers_are_keras_batch_normalization():

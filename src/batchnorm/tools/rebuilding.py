@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -180,7 +181,9 @@ class Rebuilding:
 
     def _built_again(self, layer: Any) -> Any:
         """A layer of the same kind and options with room for what it takes in, without weights."""
-        config = layer.get_config()
+        with warnings.catch_warnings():  # of lambdas, which are left out below
+            warnings.simplefilter("ignore", UserWarning)
+            config = layer.get_config()
         merged = id(layer) in self._done.merged
         for name in config:  # what only a layer that learns needs
             if name.endswith(("_regularizer", "_constraint")):
