@@ -203,6 +203,7 @@ def test_options_that_only_learning_needs_do_not_matter():
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="through TensorFlow's SavedModel")
+@pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")
 def test_a_folded_model_exports(tmp_path):
     import tensorflow as tf
 
