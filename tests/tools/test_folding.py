@@ -210,8 +210,8 @@ def test_a_folded_model_exports(tmp_path):
     folded = batchnorm.fold(shake(dense("ours")))
     folded.export(tmp_path / "model", format="tf_saved_model", verbose=False)
     x = rows(8, mean=1.0)
-    served = tf.saved_model.load(str(tmp_path / "model")).serve(x)
-    np.testing.assert_allclose(served, folded.predict_on_batch(x), rtol=1e-5)
+    loaded = tf.saved_model.load(str(tmp_path / "model"))  # it holds the variables
+    np.testing.assert_allclose(loaded.serve(x), folded.predict_on_batch(x), rtol=1e-5)
 
 
 def test_the_given_model_still_predicts_after_the_folded_one_did():
