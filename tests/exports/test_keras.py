@@ -29,7 +29,17 @@ KINDS = {
 NAMES = {name: f"x{i:02}" for i, name in enumerate(LAYERS)}
 # TensorFlow Lite has them by its delegates alone
 NO_TFLITE = {"float16", "bfloat16"}
+# jax2onnx (0.17.1) has no convolutions of three dimensions
+NO_JAX_ONNX = {name for name, case in LAYERS.items() if case.convolution and case.rank == 3}
 policy = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16", "float32": "float32"}
+
+
+def exported(kind: str) -> list[str]:
+    """The layers that an exporter of this kind can write."""
+    left_out = NO_TFLITE if kind == "TFLite" else set()
+    if (BACKEND, kind) == ("jax", "ONNX"):
+        left_out = NO_JAX_ONNX
+    return [name for name in LAYERS if name not in left_out]
 
 
 def convolved(name: str, x: Any) -> Any:
@@ -82,9 +92,12 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Exports, list[np.
             path = made.add("SavedModel", "saved_model", "saved")
             model.export(str(path), format="tf_saved_model", verbose=False)
             path = made.add("ONNX", "onnx", "model.onnx")
-            model.export(str(path), format="onnx", verbose=False)
+            names = exported("ONNX")
+            held = model if len(names) == len(LAYERS) else model_of(names)[0]
+            held(arrays(names, WRITTEN))
+            held.export(str(path), format="onnx", verbose=False)
         if BACKEND == "tensorflow":
-            lite = model_of([name for name in LAYERS if name not in NO_TFLITE])[0]
+            lite = model_of(exported("TFLite"))[0]
             made.add("TFLite", "tflite", "model.tflite").write_bytes(as_tflite(lite, made.folder))
     made.load()
     return made, [keras.ops.convert_to_numpy(one) for one in before(arrays(LAYERS, LOADED))]
@@ -128,7 +141,7 @@ def test_what_was_exported_computes_the_same_where_batchnorm_is_not_installed(
     exports: tuple[Exports, list[np.ndarray]], kind: str, name: str
 ) -> None:
     made, before = exports
-    names = [one for one in LAYERS if kind != "TFLite" or one not in NO_TFLITE]
+    names = exported(kind)
     if name not in names:
         return
     case, x = LAYERS[name], before[list(LAYERS).index(name)]
@@ -140,11 +153,10 @@ def test_what_was_exported_computes_the_same_where_batchnorm_is_not_installed(
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the converter is TensorFlow's")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["rank 4, axis -1", "rank 3, axis -1, no beta"])
-def test_a_convolution_and_our_layer_convert_to_the_operations_of_keras_own(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_convolution_and_our_layer_convert_to_the_operations_of_keras_own(tmp_path: Path) -> None:
     import tensorflow as tf
+
+    name = "rank 4, axis -1"
 
     def kinds(layer: Any) -> list[str]:
         x = keras.Input(LAYERS[name].sizes)
