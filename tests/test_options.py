@@ -155,7 +155,7 @@ def test_true_means_that_the_mean_is_debiased() -> None:
 def test_the_function_and_the_options_have_the_same_defaults() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(Options)}
     parameters = inspect.signature(batchnorm.batch_norm).parameters.values()
-    given = {"x", "parameters", "state", "training", "mask", "batch_weights"}
+    given = {"x", "parameters", "state", "training", "mask", "batch_weights", "residual"}
     for parameter in parameters:
         if parameter.name not in given:
             assert parameter.default == defaults[parameter.name], parameter.name
