@@ -167,6 +167,9 @@ def targets(function: Any, *arguments: Any) -> list[str]:
 
 
 def test_both_directions_take_one_kernel_each() -> None:
+    if batchnorm.why_not("jax"):
+        pytest.skip("there are no kernels here")
+
     def loss(x: Any) -> Any:
         return (ours(KERNELS)(x, GAMMA, BETA) ** 2).sum()
 
