@@ -119,7 +119,7 @@ def plan(ops: Any, options: Options, x: Tensor, training: bool, weighted: bool) 
     batch, update = decide(options.statistics, options.update_statistics, training)
     reason = "fused is False." if options.fused is False else ops.why_not(x)
     replicas = None
-    if options.synchronized and (batch or update):
+    if options.synchronized is not False and (batch or update):
         replicas = ops.find_replicas(options.synchronized, options.owner)
     traced = ops.traced(x)
     known = (ops.dtype(x), batch, update, weighted, reason, traced, replicas)
