@@ -35,7 +35,9 @@ def assert_equal(rank: dict[str, Any], alone: dict[str, Any]) -> None:
         if wanted is None:
             assert rank[name] is None, name
         else:
-            torch.testing.assert_close(rank[name], wanted, rtol=1e-5, atol=1e-5, msg=name)
+            # sums of products cancel: what is left is exact to the largest of them
+            atol = 1e-5 * max(1.0, float(wanted.abs().max()))
+            torch.testing.assert_close(rank[name], wanted, rtol=1e-5, atol=atol, msg=name)
 
 
 def test_two_forwards_then_one_backward_are_those_of_one_process(ranks, alone) -> None:
