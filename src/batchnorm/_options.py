@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import numbers
 import operator
@@ -194,10 +193,13 @@ class Options:
             )
         return size
 
-    @functools.cached_property
+    @property
     def without_activation(self) -> Options:
-        """The same without the activation, made once: it comes behind a residual."""
-        return dataclasses.replace(self, activation=None)
+        """The same without the activation, which comes behind a residual."""
+        if self.activation is None:
+            return self
+        given = {name: getattr(self, name) for name in _GIVEN}
+        return Options(**given | {"activation": None})
 
     @property
     def momenta_are_numbers(self) -> bool:
@@ -219,3 +221,6 @@ class Options:
                 f"virtual_batch_size={self.virtual_batch_size}; got {self.axis!r}. A ghost batch "
                 "is a part of the batch."
             )
+
+
+_GIVEN = [one.name for one in dataclasses.fields(Options) if one.init]
