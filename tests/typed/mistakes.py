@@ -30,7 +30,7 @@ batchnorm.batch_norm(x, parameters, state, update_statistics="never")  # arg-typ
 batchnorm.batch_norm(x, parameters, state, on_nonfinite="ignore")  # arg-type
 batchnorm.batch_norm(x, parameters, state, zero_debias="variance")  # arg-type
 batchnorm.batch_norm(x, parameters, state, momentun=0.9)  # call-arg
-batchnorm.batch_norm(x, parameters)  # call-arg
+batchnorm.batch_norm(x)  # call-arg
 batchnorm.batch_norm(x, parameters, state, True)  # call-arg
 batchnorm.batch_norm(x, parameters, state, axis="last")  # arg-type
 batchnorm.init(x, zero_debias="all")  # arg-type
