@@ -47,3 +47,30 @@ def statistics(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Moving mean and variance of a Keras layer."""
     pair = (layer.moving_mean, layer.moving_variance)
     return tuple(np.asarray(keras.ops.convert_to_numpy(one.value)) for one in pair)
+
+
+def shake(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Statistics and parameters as training leaves them: everywhere different, nowhere 0 and 1."""
+    random = np.random.default_rng(seed)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            shape = layer.moving_mean.shape
+            layer.moving_mean.assign(random.normal(0, 0.5, shape))
+            layer.moving_variance.assign(random.uniform(0.5, 2, shape))
+            if layer.gamma is not None:
+                layer.gamma.assign(random.choice([-1, 1], shape) * random.uniform(0.5, 1.5, shape))
+            if layer.beta is not None:
+                layer.beta.assign(random.normal(0, 0.5, shape))
+    return model
+
+
+def reasons(folded: Any) -> dict[str, str]:
+    return {one.layer: one.reason for one in folded.folding.refused}
+
+
+def left(model: Any) -> list[str]:
+    return [
+        one.name
+        for one in model._flatten_layers()
+        if isinstance(one, keras.layers.BatchNormalization)
+    ]

@@ -8,7 +8,7 @@ import pytest
 
 import batchnorm
 from batchnorm.keras import BatchNormalization
-from tool_models import dense, rows
+from tool_models import dense, reasons, rows, shake
 
 pytestmark = pytest.mark.keras
 
@@ -21,29 +21,6 @@ KERAS = layers.BatchNormalization
 
 # TensorFlow on the CPU computes channels-last only, and no groups.
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
-
-
-def shake(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Statistics and parameters as training leaves them: everywhere different, nowhere 0 and 1."""
-    random = np.random.default_rng(seed)
-    for layer in model._flatten_layers():
-        if isinstance(layer, KERAS):
-            shape = layer.moving_mean.shape
-            layer.moving_mean.assign(random.normal(0, 0.5, shape))
-            layer.moving_variance.assign(random.uniform(0.5, 2, shape))
-            if layer.gamma is not None:
-                layer.gamma.assign(random.choice([-1, 1], shape) * random.uniform(0.5, 1.5, shape))
-            if layer.beta is not None:
-                layer.beta.assign(random.normal(0, 0.5, shape))
-    return model
-
-
-def reasons(folded) -> dict[str, str]:
-    return {one.layer: one.reason for one in folded.folding.refused}
-
-
-def left(model) -> list[str]:
-    return [one.name for one in model._flatten_layers() if isinstance(one, KERAS)]
 
 
 def refused(build) -> str:
