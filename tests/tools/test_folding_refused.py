@@ -16,9 +16,6 @@ pytestmark = pytest.mark.keras
 layers = keras.layers
 
 
-KERAS = layers.BatchNormalization
-
-
 # TensorFlow on the CPU computes channels-last only, and no groups.
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
