@@ -63,11 +63,12 @@ def _refuse(x: Any, *beside: Mapping[str, Any]) -> NoReturn:
 
 
 def _found(x: Any) -> ModuleType | None:
-    # A framework that was never imported cannot have made x, so none is imported here. The first
-    # call may be one that torch compiles, which follows an import statement alone.
+    # A framework that was never imported cannot have made x, so none is imported here.
     loaded = sys.modules
     if "torch" in loaded and isinstance(x, loaded["torch"].Tensor):
-        if "batchnorm.backends.torch" in loaded:
+        # The first call may be one that torch compiles: it follows an import statement, and would
+        # hold `loaded` to what it was before that.
+        if not loaded["torch"].compiler.is_compiling() and "batchnorm.backends.torch" in loaded:
             return loaded["batchnorm.backends.torch"]
         from batchnorm.backends import torch
 
