@@ -1,7 +1,7 @@
 # The same commands at hand and in CI. The first two need only Python and this file:
 #   make demo    train on real digits with and without batch normalization (JAX)
 #   make test    every test on TensorFlow, JAX and PyTorch
-# Not part of CI, each with an environment of its own: docs, dist, test-extras, test-python, test-lowest.
+# Not part of CI, most with an environment of their own: docs, dist, test-extras, test-python, test-lowest, pyright.
 # Overridable: PYTHON, VENV, BACKENDS, TEST_WORKERS, PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS.
 
 PYTHON ?= python3
@@ -36,7 +36,7 @@ ALL_REQUESTED := $(subst $(space),$(comma),$(strip $(BACKENDS)))
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 
 .PHONY: help demo test summary lint format types selfcheck selfcheck-arm bench clean $(addprefix test-,$(SUITES)) \
-  docs docs-serve dist test-extras test-python test-lowest
+  docs docs-serve dist test-extras test-python test-lowest pyright
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -105,6 +105,11 @@ format: $(VENV)/.test  ## let ruff mend what it can
 
 types: $(VENV)/.test  ## mypy
 	$(BIN)/mypy
+
+# Not part of CI: it needs Node.js, and fetches what it is made of from there.
+pyright: $(VENV)/.test  ## pyright on a file that uses every public name
+	$(PIP) pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typed/everything.py
 
 # Needs a C++17 compiler and CMake (those of the virtual environment, or of the system).
 # Each instruction set that this processor has; a higher one than that falls back to the best.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -24,3 +26,13 @@ def run(page: Path, names: dict[str, Any]) -> int:
     for block in found:
         exec(compile(block, str(page), "exec"), names)
     return len(found)
+
+
+def module(file: Path) -> ModuleType:
+    """A file of Python outside of every package, imported."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded

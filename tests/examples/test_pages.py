@@ -6,7 +6,7 @@ docs/moving-from-tf1.md has a test of its own, beside the functions that it is a
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,7 @@ def test_no_page_with_blocks_is_forgotten() -> None:
 
 def test_the_reference_has_every_public_name() -> None:
     """As the site's hook finds them: without importing anything of ours."""
-    spec = importlib.util.spec_from_file_location("hooks", pages.ROOT / "docs" / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    hooks = pages.module(pages.ROOT / "docs" / "hooks.py")
     for module in hooks.MODULES:
         if module != "batchnorm.tf1":
             imported = importlib.import_module(module)
