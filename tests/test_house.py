@@ -164,6 +164,18 @@ def test_the_citation_is_of_this_version() -> None:
     assert f"version: {batchnorm.__version__}" in lines
 
 
+def test_the_lowest_versions_that_are_claimed_are_those_that_are_run() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = ("tensorflow", "jax", "flax", "torch", "keras", "cli")
+    claimed = [*project["dependencies"], *(one for name in names for one in extras[name])]
+    pins = dict(re.findall(r"^(\w+)==([\d.]+)$", (ROOT / "tests/lowest.txt").read_text(), re.M))
+    page = (ROOT / "docs" / "install.md").read_text()
+    for name, lowest in (one.split(">=") for one in claimed if ">=" in one):
+        assert re.fullmatch(rf"{re.escape(lowest)}(\.0)*", pins[name]), name
+        assert name in ("rich", "typer") or f"| {pins[name]} |" in page, name
+
+
 def test_no_extra_brings_keras_but_its_own() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dependencies"] == ["numpy>=2.0"]
