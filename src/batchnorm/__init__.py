@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from batchnorm.tools.repairing import repair
     from batchnorm.tools.synchronization import set_synchronized
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "__version__",
     "batch_norm",
