@@ -266,6 +266,11 @@ class TorchNorm(Norm):
         return None
 
     def axes(self, rank: int) -> tuple[int, ...]:
+        if rank < 2:
+            raise ValueError(
+                f"{self.owner}: the input must have a batch dimension and channels; got rank "
+                f"{rank}. One example needs an axis in front, x[None]."
+            )
         return (1,)
 
 
