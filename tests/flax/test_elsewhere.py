@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-
 import batchnorm
 
 X = jnp.asarray(np.random.default_rng(0).normal(3, 2, (16, 3)), "float32")
@@ -21,7 +19,7 @@ def by_hand(x: Any) -> Any:
 
 
 def test_equinox() -> None:
-    eqx = pytest.importorskip("equinox")
+    import equinox as eqx
 
     class Norm(eqx.Module):
         parameters: dict[str, jax.Array]
@@ -44,7 +42,7 @@ def test_equinox() -> None:
 
 
 def test_haiku() -> None:
-    hk = pytest.importorskip("haiku")
+    import haiku as hk
 
     def normalize(x: Any, training: bool) -> Any:
         parameters, state = batchnorm.init(x)
