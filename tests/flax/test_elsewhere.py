@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 import batchnorm
 
 X = jnp.asarray(np.random.default_rng(0).normal(3, 2, (16, 3)), "float32")
