@@ -21,7 +21,7 @@ PROTOCOL = (
     # the big steps, in array operations and by the kernels: `steps.Steps`, `fused.Steps`
     "COMPOSITE", "KERNELS",
     # who is calling, and where
-    "UNAVAILABLE", "recomputing", "traced", "why_not",
+    "UNAVAILABLE", "kernels_for", "recomputing", "traced", "why_not",
     # replicas
     "aligned", "all_gather", "find_replicas",
     # array operations; `sum`, and `long_sum` and `mean` of many numbers, keep the dimensions
