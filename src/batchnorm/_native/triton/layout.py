@@ -14,7 +14,7 @@ PROGRAMS = 1024  # that a big input is split into: seven for each of an H100's p
 FEWEST = 4  # tiles of a program, where there are as many
 SPLITS = (4, 32, 128)  # how many partial results the next kernel merges, rounded up to these
 CHUNK = 8  # tiles whose sums stay in float32
-WIDEST = 512  # lanes of a row
+NARROWEST, WIDEST = 64, 512  # lanes of a row, where it has as many
 FULL = 0.9  # of these, where it can be
 
 
@@ -72,7 +72,8 @@ def _power(size: int) -> int:
 
 def _lanes(d: int, tile: int) -> int:
     """Lanes for rows of d elements: many, that are nearly full in the last piece of a row too."""
-    choices = [2**i for i in range(2, min(_power(d), tile, WIDEST).bit_length())] or [4]
+    most = min(max(_power(d), 2), tile, WIDEST)
+    choices = [2**i for i in range(most.bit_length()) if 2**i >= min(NARROWEST, most)]
     filled = {lanes: d / (-(-d // lanes) * lanes) for lanes in choices}
     good = [lanes for lanes in choices if filled[lanes] >= FULL]
     return max(good) if good else max(choices, key=lambda lanes: (filled[lanes], lanes))
