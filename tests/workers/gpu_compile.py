@@ -52,14 +52,15 @@ def described(kernel: Any, operands: tuple[Any, ...], constants: dict[str, Any])
     fixed: dict[str, Any] = {}
     aligned: dict[tuple[int, ...], list] = {}
     for i, (name, value) in enumerate(zip(kernel.arg_names, operands, strict=False)):
-        if value is None or (isinstance(value, int) and value == 1):
+        general = kernel.params[i].do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and not general):
             signature[name], fixed[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = f"*{NAMES[value.dtype]}"
             aligned[i,] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
             signature[name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not general:
                 aligned[i,] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp64"

@@ -12,4 +12,8 @@ Two launches each way. The first leaves partial results of each split, by channe
 second puts those of its channels together before it starts, in the same order in every program, so
 results are the same bits at every run. It begins where the first one ended, so that what is still
 in the cache is read from there.
+
+Triton compiles a kernel anew for other types, constants, absent operands, and for sizes that are 1
+or that 16 divides, where it is not told otherwise: here these are C and D alone, which decide how
+wide a load may be, so that the layers of a network share their kernels.
 """

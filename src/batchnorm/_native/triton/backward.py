@@ -32,7 +32,7 @@ def passed(
     return dy
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles", "per_split", "G", "B", "WA", "WG", "WB"])
 def backward_sums(
     x, dy, y, weights, partial, mean, remainder, variance, scale, offset,
     rows, tiles, per_split, G, B, C, D, WA, WG, WB, WD, epsilon: tl.float64,
@@ -98,7 +98,7 @@ def summed(partial, at, known, vectors, splits, low, inverse, SPLITS: tl.constex
     return sums, (products - low.to(tl.float64) * sums) * inverse.to(tl.float64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["G", "C", "splits"])
 def merge_sums(
     partial, remainder, variance, sum_dy, sum_dy_xh, G, C, splits, epsilon: tl.float64,
     WIDTH: tl.constexpr, SPLITS: tl.constexpr, STATISTIC: tl.constexpr,
@@ -114,7 +114,7 @@ def merge_sums(
     tl.store(sum_dy_xh + at, products.to(STATISTIC), mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles", "per_split", "splits", "G", "B", "WA", "WG", "WB"])
 def backward_input(
     x, dy, y, weights, partial, count, mean, remainder, variance, scale, offset, live,
     sum_dy, sum_dy_xh, dx, d_residual,

@@ -13,7 +13,7 @@ from batchnorm._native.triton.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles", "per_split", "G", "B", "WA", "WG", "WB"])
 def moments(
     x, weights, partial,
     rows, tiles, per_split, G, B, C, D, WA, WG, WB, WD,
@@ -102,7 +102,7 @@ def merged(partial, at, known, vectors, splits, SPLITS: tl.constexpr):
     return middle, squares / divisor, n
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["G", "C", "splits"])
 def merge(
     partial, mean, remainder, variance, count, G, C, splits,
     WIDTH: tl.constexpr, SPLITS: tl.constexpr, STATISTIC: tl.constexpr,

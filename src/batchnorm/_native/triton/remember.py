@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["vectors", "C"])
 def remember(
     mean, remainder, variance, count, old_mean, old_variance, old_skipped, old_number,
     new_mean, new_variance, new_skipped, new_number,

@@ -16,7 +16,7 @@ from batchnorm._native.triton.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles", "per_split", "splits", "G", "B", "WA", "WG", "WB"])
 def standardize(
     x, residual, weights, partial, mean, remainder, variance, count, scale, offset, y,
     rows, tiles, per_split, splits, G, B, C, D, WA, WG, WB, WD, epsilon: tl.float64,
