@@ -57,8 +57,13 @@ def test_a_device_is_asked_while_a_graph_is_compiled(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(device, "compare", lambda *which: asked.append(which))
     torch._dynamo.reset()
 
+    class OnGpu:
+        device, dtype = torch.device("cuda", 0), torch.float32
+
+    there = OnGpu()
+
     def function(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if device._first(0, x.dtype) is None else x
+        return x + 1 if device.why_not(there) is None else x
 
     compiled = torch.compile(function, fullgraph=True, backend="eager")
     for _ in range(2):

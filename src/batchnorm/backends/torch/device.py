@@ -30,24 +30,31 @@ def why_not(x: torch.Tensor) -> str | None:
         return f"The native kernels run on the CPU and on NVIDIA GPUs; the input is on {device}."
     if x.dtype not in TYPES:
         return None  # the plan says which it may be
-    number = device.index or 0
-    if (number, x.dtype) in _answers:
-        return _answers[number, x.dtype]
-    return _first(number, x.dtype)
+    return _answer(device.index or 0, x.dtype)
 
 
-def _first(number: int, dtype: torch.dtype) -> str | None:
-    reason = lacking(number)
-    if reason is None:
-        if capturing():
+def _answer(number: int, dtype: torch.dtype) -> str | None:
+    key = (number, dtype)
+    if key not in _answers:
+        reason = lacking(number)
+        if reason is None and capturing():
             return CAPTURING
-        reason = _distrust(torch.device("cuda", number), dtype)
+        _answers[key] = _said(number, reason or _distrust(torch.device("cuda", number), dtype))
+    return _answers[key]
+
+
+# It must happen while a graph is compiled, not in it: what torch.compiler.assume_constant_result
+# says of it, and imports the compiler to say.
+_answer._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _said(number: int, reason: str | None) -> str | None:
+    """The reason, which the user is told of."""
     if reason is not None and mode() == "require":
         raise RuntimeError(
             f"batchnorm: BATCHNORM_KERNELS is require, and cuda:{number} has no native kernels. "
             f"{reason}"
         )
-    _answers[number, dtype] = reason
     if reason is not None and mode() == "auto":
         logging.getLogger("batchnorm").warning(
             "batchnorm runs on cuda:%d without its native kernels, which is slower. %s",
@@ -55,11 +62,6 @@ def _first(number: int, dtype: torch.dtype) -> str | None:
             reason,
         )
     return reason
-
-
-# It must happen while a graph is compiled, not in it: what torch.compiler.assume_constant_result
-# says of it, and imports the compiler to say.
-_first._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lacking(number: int) -> str | None:

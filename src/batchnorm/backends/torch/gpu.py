@@ -52,18 +52,15 @@ class Call(Operands):
 
     def _nothing(self, results: Mapping[str, Tensor]) -> None:
         """The results of an x without elements; groups without channels have weights too."""
-        for name, one in results.items():
-            if name == "count":
-                one.copy_(self._total_weight())
-            else:
-                one.zero_()
-
-    def _total_weight(self) -> Any:
         a, g, b, _, d = self.read
-        if self.weights is None:
-            return torch.tensor(float(a * b * d))
-        weights = self.weights.view(self.wsizes).expand(a, g, b, d)
-        return weights.sum((0, 2, 3)).view(self.groups)
+        for name, one in results.items():
+            if name != "count":
+                one.zero_()
+            elif self.weights is None:
+                one.fill_(a * b * d)
+            else:
+                weights = self.weights.view(self.wsizes).expand(a, g, b, d)
+                one.copy_(weights.sum((0, 2, 3)).view(self.groups))
 
     def strides(self) -> tuple[int, int, int, int]:
         """Those of the weights, in A, G, B and D: 0 where one serves all.
