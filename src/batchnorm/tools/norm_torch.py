@@ -299,7 +299,8 @@ class OwnTorchNorm(TorchNorm):
         return super().frozen()
 
     def path(self) -> tuple[str, str | None]:
-        reason = "fused is False." if self.layer.fused is False else why_not("torch")
+        where = next(self.layer.buffers(), "torch")  # the kernels of its device
+        reason = "fused is False." if self.layer.fused is False else why_not(where)
         return "composite operations" if reason else "fused kernels", reason
 
     def _held(self) -> bool:
