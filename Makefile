@@ -20,6 +20,7 @@ SHELL := bash
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 LOGS := build/test
+GPU := build/triton
 SUITES := core composite $(BACKENDS)
 # Test workers are the parallelism; threads inside each would only fight over the same cores.
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
@@ -35,8 +36,8 @@ REQUESTED := BATCHNORM_TEST_BACKENDS
 ALL_REQUESTED := $(subst $(space),$(comma),$(strip $(BACKENDS)))
 PYTEST = $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 
-.PHONY: help demo test summary lint format types selfcheck selfcheck-arm bench clean $(addprefix test-,$(SUITES)) \
-  docs docs-serve dist test-extras test-python test-lowest pyright
+.PHONY: help demo test test-gpu summary lint format types selfcheck selfcheck-arm bench clean \
+  $(addprefix test-,$(SUITES)) docs docs-serve dist test-extras test-python test-lowest pyright
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -84,6 +85,18 @@ $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.test
 	@mkdir -p $(LOGS); echo "== Keras on $*"
 	@$(ENVIRONMENT) $(REQUESTED)=$* KERAS_BACKEND=$* $(PYTEST) -m keras $(PYTEST_ARGS) \
 	  2>&1 | tee $(LOGS)/$*.log
+
+# In a process and a folder of their own: Triton crashes where TensorFlow was imported before. Its
+# interpreter needs no GPU, its compiler neither. COMPILED=1 compiles every kernel, about half an hour.
+$(GPU)/.triton: constraints.txt | $(BIN)/python
+	$(PIP) --no-deps --upgrade --target $(GPU) triton
+	@touch $@
+
+test-gpu: $(VENV)/.test $(GPU)/.triton  ## the kernels for NVIDIA GPUs, interpreted and compiled, without a GPU
+	@mkdir -p $(LOGS); echo "== GPU kernels"
+	@$(ENVIRONMENT) $(REQUESTED)=torch PYTHONPATH=$(CURDIR)/$(GPU) $(PYTEST) tests/gpu $(PYTEST_ARGS) \
+	  2>&1 | tee $(LOGS)/gpu.log
+	@grep -qE '[0-9]+ passed' $(LOGS)/gpu.log
 
 # A suite whose log does not close on "N passed" did not run: that fails too.
 summary:  ## the closing line of each suite of the last `make test`

@@ -22,9 +22,11 @@ QUESTIONS = {
     "models": "A training step of a small ResNet, Keras' layer over ours",
     "synchronized": "Synchronized over one replica, over our plain batch normalization",
     "tf1": "TensorFlow 1 functions in a session, the originals over ours",
+    "gpu": "NVIDIA GPU: ours over a copy, the framework's own over ours",
     "tools": "Tools, over a forward pass of a small ResNet over the same data",
 }
-ONLY = {"tf1": "tensorflow", "modules": "torch", "flax": "jax"}  # questions about one framework
+# Questions about one framework.
+ONLY = {"tf1": "tensorflow", "modules": "torch", "flax": "jax", "gpu": "torch"}
 MODES = ("renorm", "ghost", "weights", "mask", "adjustment", "axes")
 DTYPES = ("float32", "bfloat16")
 LAYOUTS = ("first", "last")

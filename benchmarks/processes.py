@@ -31,7 +31,7 @@ def run(jobs: Sequence[Settings], out: Path) -> bool:
     console = Console()
     if not console.is_terminal:
         console.width = WIDE  # a log is not folded
-    found, said, ended = _measure_all(jobs, console)
+    found, said, devices, ended = _measure_all(jobs, console)
     by_question = {
         question: [one for one in found if one.question == question]
         for question in dict.fromkeys(one.question for one in found)
@@ -49,30 +49,40 @@ def run(jobs: Sequence[Settings], out: Path) -> bool:
     for verdict in judged:
         console.print(f"- {verdict}", highlight=False, soft_wrap=True)
     if found:
-        paths = write(out, by_question, machine.describe(load))
+        paths = write(out, by_question, machine.describe(load), devices)
         console.print(f"\nWrote {', '.join(str(path) for path in paths)}.", soft_wrap=True)
     console.print(f"{len(found)} rows in {perf_counter() - started:.0f} seconds.")
     return ended
 
 
-def write(out: Path, found: dict[str, list[Row]], described: dict[str, str]) -> list[Path]:
-    """A CSV file and a plot for each question; return the paths."""
+def write(
+    out: Path, found: dict[str, list[Row]], described: dict[str, str], devices: dict[str, str]
+) -> list[Path]:
+    """A CSV file and a plot for each question; return the paths.
+
+    Args:
+        devices: what measured, by question, where it was not the processor.
+    """
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for question, some in found.items():
         path = out / f"{question}.csv"
-        rows.write(path, some, described)
+        by = {**described, "cpu": devices.get(question, described["cpu"])}
+        rows.write(path, some, by)
         paths.append(path)
         if report.can_plot():
             picture = path.with_suffix(".png")
-            report.plot(picture, some, described["cpu"])
+            report.plot(picture, some, by["cpu"])
             paths.append(picture)
     return paths
 
 
-def _measure_all(jobs: Sequence[Settings], console: Console) -> tuple[list[Row], list[str], bool]:
-    """Rows, sentences, and whether every process came to its end; with live progress."""
+def _measure_all(
+    jobs: Sequence[Settings], console: Console
+) -> tuple[list[Row], list[str], dict[str, str], bool]:
+    """Rows, sentences, devices by question, and whether every process ended; with progress."""
     found: list[Row] = []
+    devices: dict[str, str] = {}
     said: list[str] = []
     ended = True
     if not report.can_plot():
@@ -91,6 +101,8 @@ def _measure_all(jobs: Sequence[Settings], console: Console) -> tuple[list[Row],
                     steps += 1
                 elif "row" in line:
                     found.append(Row(**line["row"]))
+                elif "device" in line:
+                    devices[job.question] = line["device"]
                 elif "said" in line:
                     said.append(line["said"])
                 else:
@@ -100,7 +112,7 @@ def _measure_all(jobs: Sequence[Settings], console: Console) -> tuple[list[Row],
             if not console.is_terminal:
                 # A log has no live line: one line a process says that work goes on.
                 console.print(f"measured: {name}")
-    return found, list(dict.fromkeys(said)), ended
+    return found, list(dict.fromkeys(said)), devices, ended
 
 
 def process(*jobs: Settings) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
     python -m benchmarks.worker
 
+A question of another device has its own `clock`, says `why_not`, and {"device": name} comes out.
+
 A process for each, because two frameworks in one fight over the cores, because memory settings are
 read at the start, and because Keras has one backend. Lines out: {"total": n}, then {"step": words}
 before each case, {"row": {...}}, {"said": sentence} for a case that could not be measured.
@@ -24,6 +26,11 @@ from benchmarks.timing import Contest, alternate, clock
 
 def measure(question: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
     """Measure every case of a question; what happens is told as it happens."""
+    if hasattr(question, "why_not") and (lacking := question.why_not()):
+        tell({"said": lacking})
+        return
+    if hasattr(question, "device"):
+        tell({"device": question.device()})
     cases = question.cases(settings)
     tell({"total": len(cases)})
     if reason := _composite(settings):
@@ -47,7 +54,8 @@ def _rows_of(question: Any) -> Callable[[Case, Settings], Iterator[Row]]:
     def rows(case: Case, settings: Settings) -> Iterator[Row]:
         contest: Contest = question.contest(case, settings)
         contenders = {**contest.ours, **contest.peers, **contest.units}
-        clocks = {name: clock(call) for name, call in contenders.items()}
+        timed = getattr(question, "clock", clock)
+        clocks = {name: timed(call) for name, call in contenders.items()}
         rounds = contest.rounds * settings.repeats
         seconds = contest.longer * settings.seconds
         times = {**contest.before, **alternate(clocks, rounds, seconds)}

@@ -11,8 +11,10 @@ import engines
 import reference
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
-from strategies import Call
+from strategies import Call, call_on
 
+# How far the kernels may be off, in float32: design, section 5.
+BARS = {"y": 2e-6, "dx": 1e-5, "gamma": 1e-5, "beta": 1e-5, "moving_variance": 1e-5}
 NUMPY = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 
@@ -63,3 +65,20 @@ def truth(call: Call, activation: str | None) -> dict[str, Any]:
     expected = reference.batch_norm(call.x, parameters, state, **given)
     y = np.where(expected.y <= 0, 0, expected.y) if activation else expected.y
     return {"y": y, "dx": expected.dx, **expected.state, **expected.gradients}
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def errors(engine: engines.Engine, x: np.ndarray, given_: dict, **options: Any) -> dict[str, float]:
+    """y absolutely, for gamma = 1; the rest relative to the largest."""
+    call = call_on(np.random.default_rng(1), x, given=given_, momentum=0.0, **options)
+    call.options["training"] = True
+    call.parameters["gamma"] = np.ones_like(call.parameters["gamma"])
+    got, expected = step(engine, call, "float32", fused=True), truth(call, None)
+    found = {name: relative(got[name], expected[name]) for name in ("dx", "gamma", "beta")}
+    found["y"] = float(np.abs(got["y"] - expected["y"]).max())
+    variance = expected["moving_variance"]
+    found["moving_variance"] = float(np.abs(got["moving_variance"] / variance - 1).max())
+    return found

@@ -263,7 +263,7 @@ def normalize(
     if residual is not None:
         check_residual(ops, options.owner, x, residual)
         alone = isinstance(training, bool) and options.ghost_order != "chunks"
-        if not (alone and plan(ops, options, x, training, weighted).adds(ops)):
+        if not (alone and plan(ops, options, x, training, weighted).adds):
             call = (x, parameters, state, training, mask, batch_weights, update_from)
             y, new = normalize(options.without_activation, *call, ops=ops)
             return activated(ops, y + residual, options.activation), new

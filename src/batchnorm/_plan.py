@@ -43,7 +43,8 @@ class Plan:
         weighted: values have weights, or are masked.
         way: "affine" (inference: one map), "at once" (moments and standardization in one kernel),
             or "apart" (moments, correct, standardize).
-        kernels: the native kernels do the big steps, else array operations.
+        steps: who does the big steps: the backend's kernels on x's device, or array operations.
+        kernels: whether these are native kernels.
         reason: why not the kernels, in a sentence; None where they do.
         traced: this becomes a program that may run elsewhere, so inference is the framework's own
             operations, whatever `kernels` says.
@@ -66,6 +67,7 @@ class Plan:
     update: bool
     weighted: bool
     way: str
+    steps: Any
     kernels: bool
     reason: str | None
     traced: bool
@@ -86,11 +88,12 @@ class Plan:
         """Whether statistics are merged over more than one replica."""
         return self.replicas is not None and self.replicas.number > 1
 
-    def adds(self, ops: Any) -> bool:
+    @property
+    def adds(self) -> bool:
         """Whether the kernels that run add a residual in their own pass."""
         return (
             self.kernels
-            and ops.KERNELS.adds
+            and self.steps.adds
             and (self.batch or not self.traced)
             and not self.several
             and self.options.adjustment is None
@@ -127,13 +130,13 @@ def plan(
     """
     shape = _axes.shape_of(ops, x, options.owner, "x")
     batch, update = decide(options.statistics, options.update_statistics, training)
-    reason = "fused is False." if options.fused is False else ops.why_not(x)
+    kernels = "fused is False." if options.fused is False else ops.kernels_for(x)
     replicas = None
     if options.synchronized is not False and (batch or update):
         replicas = ops.find_replicas(options.synchronized, options.owner)
     if traced is None:
         traced = ops.traced(x)
-    known = (ops.dtype(x), batch, update, weighted, reason, traced, replicas)
+    known = (ops.dtype(x), batch, update, weighted, kernels, traced, replicas)
     if traced:  # once: nothing to gain, and compilers stumble over what is kept
         return _made(ops, options, shape, *known)
     kept = options.plans
@@ -153,10 +156,12 @@ def _made(
     batch: bool,
     update: bool,
     weighted: bool,
-    reason: str | None,
+    kernels: Any,
     traced: bool,
     replicas: Any,
 ) -> Plan:
+    reason = kernels if isinstance(kernels, str) else None
+    steps = ops.COMPOSITE if reason else kernels
     if options.fused and reason:
         raise ValueError(f"{options.owner}: fused must be None or False here; got True. {reason}")
     axes = _checked_axes(ops, options, shape)
@@ -166,7 +171,7 @@ def _made(
         whole = view if view.groups is None else _axes.view(shape, axes)
     at_once = not weighted and not options.renorm and (replicas is None or replicas.number == 1)
     plain = (
-        ops.KERNELS.whole is not None
+        steps.whole is not None
         and not (traced or weighted or options.renorm or options.zero_debias or options.adjustment)
         and reason is None
         and replicas is None
@@ -184,6 +189,7 @@ def _made(
         update=update,
         weighted=weighted,
         way="affine" if not batch else "at once" if at_once else "apart",
+        steps=steps,
         kernels=reason is None,
         reason=reason,
         traced=traced,

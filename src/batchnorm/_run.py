@@ -32,7 +32,7 @@ def run(
 ) -> tuple[Tensor, State]:
     """What a plan says, of one call's tensors; with a residual only where it `adds` it."""
     if plan.plain and update_from is None and residual is None:
-        done: tuple[Tensor, State] | None = ops.KERNELS.whole(plan, x, parameters, state)
+        done: tuple[Tensor, State] | None = plan.steps.whole(plan, x, parameters, state)
         if done is not None:
             return done
     check_vectors(ops, plan, parameters, state)
@@ -86,15 +86,14 @@ def infer(
     how = (plan.options.epsilon, plan.options.activation)
     case = Case(given.view, given.weights, *how, residual)
     # a program that leaves this process must not need this package's operators there
-    steps = ops.KERNELS if plan.kernels and not plan.traced else ops.COMPOSITE
+    steps = ops.COMPOSITE if plan.traced else plan.steps
     used = Moments(given.old["moving_mean"], None, given.old["moving_variance"], None)
     return steps.infer(x, case, used, *given.parameters)
 
 
 def measure(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Moments:
     """The moments of the batch, over all replicas, where something else normalizes."""
-    steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
-    own = steps.moments(x, Case(given.view, given.weights, plan.options.epsilon, None))
+    own = plan.steps.moments(x, Case(given.view, given.weights, plan.options.epsilon, None))
     if plan.replicas is None:
         return own
     return merge_replicas(ops, own, _aligned(ops, plan, given.view, own))
@@ -105,7 +104,7 @@ def train(
 ) -> tuple[Tensor, Moments]:
     """y with the batch's own statistics, and these: moments, correct, standardize."""
     view, parameters, old, weights = given
-    steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
+    steps = plan.steps
     case = Case(view, weights, plan.options.epsilon, None, residual)
     if plan.way == "at once":
         by = correct(ops, plan, view, x, old, parameters)

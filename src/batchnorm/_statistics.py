@@ -50,8 +50,7 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
     plain = plain and options.on_nonfinite != "raise" and options.momenta_are_numbers
     # over replicas all must get the same bits, whatever instructions a library chose to average by
     if plain and (plan.kernels or plan.replicas is None):
-        steps = ops.KERNELS if plan.kernels else ops.COMPOSITE
-        new = steps.remember(
+        new = plan.steps.remember(
             state,
             _one_row(ops, options, measured)[1] if grouped else measured,
             options.momentum,

@@ -62,7 +62,7 @@ def test_a_torch_tensor_elsewhere_takes_the_composite_path() -> None:
     import torch
 
     x = torch.empty(6, 3, device="meta")
-    reason = "The native kernels run on the CPU; the input is on meta."
+    reason = "The native kernels run on the CPU and on NVIDIA GPUs; the input is on meta."
     assert why_not(x) == reason
     assert normalized(engines.ENGINES["torch"], x).device.type == "meta"
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message follows

@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 import engines
-from fused_calls import step, truth
-from strategies import call_on
-
-BARS = {"y": 2e-6, "dx": 1e-5, "gamma": 1e-5, "beta": 1e-5, "moving_variance": 1e-5}
-
+from fused_calls import BARS, errors
 
 LAYOUTS = {"last": ((20_001, 5), -1), "first": ((11, 5, 1_501), 1), "wide": ((301, 130), -1)}
 
@@ -23,23 +19,6 @@ ACCURACY: dict[str, dict[str, Any]] = {
     "ghost": {"virtual_batch_size": 1},
     "weights": {},
 }
-
-
-def relative(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).max() / np.abs(b).max())
-
-
-def errors(engine: engines.Engine, x: np.ndarray, given_: dict, **options: Any) -> dict[str, float]:
-    """y absolutely, for gamma = 1; the rest relative to the largest."""
-    call = call_on(np.random.default_rng(1), x, given=given_, momentum=0.0, **options)
-    call.options["training"] = True
-    call.parameters["gamma"] = np.ones_like(call.parameters["gamma"])
-    got, expected = step(engine, call, "float32", fused=True), truth(call, None)
-    found = {name: relative(got[name], expected[name]) for name in ("dx", "gamma", "beta")}
-    found["y"] = float(np.abs(got["y"] - expected["y"]).max())
-    variance = expected["moving_variance"]
-    found["moving_variance"] = float(np.abs(got["moving_variance"] / variance - 1).max())
-    return found
 
 
 @pytest.mark.parametrize("mode", list(ACCURACY))

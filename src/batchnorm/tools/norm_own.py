@@ -16,8 +16,8 @@ class Own(Norm):
     takes = Norm.takes | set(DEFAULTS)
 
     @property
-    def backend(self) -> str:
-        """The framework whose kernels it would run on."""
+    def backend(self) -> Any:
+        """Whose kernels it would run on, as `why_not` takes it: a framework, or one's tensor."""
         raise NotImplementedError
 
     def switches(self) -> Stance:

@@ -23,7 +23,9 @@ def norm_of(module: Any, name: str, training: bool) -> Norm:
 class OwnTorchNorm(Own, TorchNorm):
     """A module of batchnorm.torch."""
 
-    backend = "torch"
+    @property
+    def backend(self) -> Any:
+        return next(self.layer.buffers(), "torch")  # the kernels of its device
 
     def host_memory(self) -> dict[str, Array]:
         skipped = "skipped_updates"

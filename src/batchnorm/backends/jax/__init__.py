@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from batchnorm.backends import fused
 from batchnorm.backends.jax import derivatives, moments, operations
 from batchnorm.backends.jax.operations import *  # noqa: F403
@@ -11,3 +13,8 @@ from batchnorm.backends.jax.replicas import aligned, all_gather, find_replicas
 
 COMPOSITE = moments.Steps(operations)
 KERNELS = fused.Steps(operations, derivatives, adds=True)
+
+
+def kernels_for(x: Any) -> fused.Steps | str:
+    """The kernels where x is, or why there are none: what `why_not` says."""
+    return why_not(x) or KERNELS

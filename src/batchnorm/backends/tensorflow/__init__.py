@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from batchnorm.backends import fused, steps
 from batchnorm.backends.tensorflow import derivatives, inference, lean, operations
 from batchnorm.backends.tensorflow.operations import *  # noqa: F403
@@ -11,3 +13,8 @@ from batchnorm.backends.tensorflow.replicas import aligned, all_gather, find_rep
 
 COMPOSITE = steps.Steps(operations, inference.infer, lean.standardize)
 KERNELS = fused.Steps(operations, derivatives, adds=True)
+
+
+def kernels_for(x: Any) -> fused.Steps | str:
+    """The kernels where x is, or why there are none: what `why_not` says."""
+    return why_not(x) or KERNELS

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch.autograd import forward_ad
+
 from batchnorm.backends import fused, steps
 from batchnorm.backends.torch import derivatives, inference, lean, operations, whole
 from batchnorm.backends.torch.operations import *  # noqa: F403
@@ -11,3 +14,11 @@ from batchnorm.backends.torch.replicas import aligned, all_gather, find_replicas
 
 COMPOSITE = steps.Steps(operations, inference.infer, lean.standardize, lean.remember)
 KERNELS = fused.Steps(operations, derivatives, whole.whole, adds=True)
+ON_GPU = fused.Steps(operations, derivatives, adds=True)
+
+
+def kernels_for(x: torch.Tensor) -> fused.Steps | str:
+    """The kernels where x is, or why there are none: what `why_not` says."""
+    if x.is_cpu and UNAVAILABLE is None and forward_ad._current_level < 0:
+        return KERNELS
+    return why_not(x) or ON_GPU

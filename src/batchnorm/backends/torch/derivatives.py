@@ -8,6 +8,7 @@ else                           past torch's dispatcher, which takes longer than 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from batchnorm._moments import Moments
 from batchnorm.backends.fused import ACTIVATIONS, Sizes, Vectors, exact_backward
 from batchnorm.backends.torch import operations
+from batchnorm.backends.torch.operators import one_by_one
 from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
 from batchnorm.backends.torch.replicas import Replicas, all_reduce
 
 if UNAVAILABLE is None:
-    from batchnorm.backends.torch.kernels import kernels, one_by_one
+    from batchnorm.backends.torch.kernels import kernels
     from batchnorm.backends.torch.kernels import remember as kernels_remember
 
 
@@ -174,9 +176,8 @@ _RULES = {
     "forward_add": (_forward_add_derivative, _save_forward_add),
     "backward_add": (_second_derivative_add, _save_backward_add),
 }
-if UNAVAILABLE is None:
-    for _name, (_rule, _setup) in _RULES.items():
-        torch.library.register_autograd(f"batchnorm::{_name}", _rule, setup_context=_setup)
+for _name, (_rule, _setup) in _RULES.items():
+    torch.library.register_autograd(f"batchnorm::{_name}", _rule, setup_context=_setup)
 
 
 def moments(x: torch.Tensor, sizes: Sizes, weights: torch.Tensor | None) -> Any:
@@ -232,10 +233,12 @@ def remember(
     """The plain moving averages after a step, by one kernel; None where it does not hold them."""
     if torch.compiler.is_compiling() or observed():
         return None
+    on_cpu = measured.mean.is_cpu
     for one in (*state.values(), *measured):
-        if type(one) not in PLAIN or not one.is_cpu or one.is_neg():
+        if type(one) not in PLAIN or one.is_cpu is not on_cpu or one.is_neg():
             return None
-    return kernels_remember(state, measured, momentum, unbiased, propagate)
+    step = kernels_remember if on_cpu else _gpu().remember
+    return step(state, measured, momentum, unbiased, propagate)
 
 
 class StandardizeOver(torch.autograd.Function):
@@ -299,7 +302,12 @@ def run(name: str, *operands: Any) -> Any:
             attached = attached or one.requires_grad
     if attached and torch.is_grad_enabled():
         return _past_dispatcher(name).apply(*operands)
-    return kernels[name](*operands)
+    return (kernels if operands[0].is_cpu else _gpu().kernels)[name](*operands)
+
+
+def _gpu() -> Any:
+    """The kernels on GPUs. Their import takes Triton's, so it waits for a tensor there."""
+    return importlib.import_module("batchnorm.backends.torch.gpu")
 
 
 @functools.cache
@@ -310,7 +318,7 @@ def _past_dispatcher(name: str) -> Any:
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *operands: Any) -> Any:
-            output = kernels[name](*operands)
+            output = (kernels if operands[0].is_cpu else _gpu().kernels)[name](*operands)
             setup(ctx, operands, output)
             return output
 

@@ -6,6 +6,7 @@ import torch
 from torch.autograd import forward_ad
 
 from batchnorm.backends.loading import load_operators
+from batchnorm.backends.torch import device
 
 UNAVAILABLE = load_operators("torch")
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -13,10 +14,9 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def why_not(x: torch.Tensor) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
-    if UNAVAILABLE is not None:
-        return UNAVAILABLE
-    if not x.is_cpu:
-        return f"The native kernels run on the CPU; the input is on {x.device}."
+    reason = UNAVAILABLE if x.is_cpu else device.why_not(x)
+    if reason is not None:
+        return reason
     if forward_ad._current_level >= 0:  # torch.func.jvp, or a level of forward_ad
         return "The native kernels have no forward-mode derivative."
     return None

@@ -1,0 +1,253 @@
+"""The kernels on NVIDIA GPUs: behind the operators, and past torch's dispatcher.
+
+Importing this module imports Triton. Where there is none, `place` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import language as tl
+
+from batchnorm._native.operands import KERNELS
+from batchnorm._native.triton import backward, moments, standardize
+from batchnorm._native.triton.layout import CHUNK, REGISTERS, WARPS, Layout, layout
+from batchnorm._native.triton.remember import remember as remember_kernel
+from batchnorm.backends.torch.operands import Operands
+from batchnorm.backends.torch.operators import function, registry
+
+BLOCK = 256  # channels of a program of `remember`
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *operands: Any, **constants: Any) -> None:
+    """Starts a kernel."""
+    kernel[grid](*operands, **constants, num_warps=WARPS, maxnreg=REGISTERS)
+
+
+class Call(Operands):
+    """The operands of one call, and what its kernels have in common."""
+
+    __slots__ = ("how", "statistic")
+
+    def vector(self, vector: Tensor | None, shape: tuple[int, int] | None = None) -> Tensor | None:
+        if vector is not None and vector.device != self.x.device:
+            raise ValueError(
+                f"batchnorm kernels: a per-channel vector must be on {self.x.device}, as x is; "
+                f"got one on {vector.device}."
+            )
+        return super().vector(vector, shape)
+
+    def run(self, name: str, given: Mapping[str, Any]) -> None:
+        """Starts the kernels of an operator."""
+        if self.x.numel() == 0:
+            self._nothing({one: given[one] for one in KERNELS[name].gives.split()})
+            return
+        self.how = layout(self.read, self.x.element_size())
+        self.statistic = {torch.float64: tl.float64}.get(self.dtype, tl.float32)
+        with torch.cuda.device_of(self.x):
+            _STEPS[name](self, given)
+
+    def _nothing(self, results: Mapping[str, Tensor]) -> None:
+        """The results of an x without elements; groups without channels have weights too."""
+        a, g, b, _, d = self.read
+        for name, one in results.items():
+            if name != "count":
+                one.zero_()
+            elif self.weights is None:
+                one.fill_(a * b * d)
+            else:
+                weights = self.weights.view(self.wsizes).expand(a, g, b, d)
+                one.copy_(weights.sum((0, 2, 3)).view(self.groups))
+
+    def strides(self) -> tuple[int, int, int, int]:
+        """Those of the weights, in A, G, B and D: 0 where one serves all.
+
+        Raises:
+            ValueError: a size of theirs is neither 1 nor the full one.
+        """
+        full = (*self.read[:3], self.read[4])
+        if self.weights is None:
+            return 0, 0, 0, 0
+        if any(size not in (1, of) for size, of in zip(self.wsizes, full, strict=True)):
+            raise ValueError(
+                f"batchnorm kernels: weights must have the sizes {full} of A, G, B and D, or 1 "
+                f"instead; got {tuple(self.wsizes)}."
+            )
+        _, g, b, d = self.wsizes
+        steps = (g * b * d, b * d, d, 1)
+        a, g, b, d = (
+            0 if size == 1 else step for size, step in zip(self.wsizes, steps, strict=True)
+        )
+        return a, g, b, d
+
+    def walk(self, *, splits: bool = False) -> tuple[int, ...]:
+        """The numbers that every kernel of x gets."""
+        how: Layout = self.how
+        number = (how.splits,) if splits else ()
+        return (how.rows, how.tiles, how.per_split, *number, *how.sizes, *self.strides())
+
+    def tiles(self, **more: Any) -> dict[str, Any]:
+        """The constants of every kernel of x."""
+        how: Layout = self.how
+        return {
+            "ROWS": how.ROWS,
+            "LANES": how.LANES,
+            "WIDTH": how.WIDTH,
+            "GROUPED": how.grouped,
+            "STATISTIC": self.statistic,
+            **more,
+        }
+
+    def partial(self, number: int) -> Tensor:
+        """Room for what each split leaves, so many numbers for each channel."""
+        how: Layout = self.how
+        shape = (number, how.splits, how.vectors)
+        return torch.empty(shape, dtype=torch.float64, device=self.x.device)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.how.programs, self.how.splits
+
+    @property
+    def merging(self) -> dict[str, Any]:
+        """The constants of a kernel that puts the splits of each channel together."""
+        return {"WIDTH": self.how.WIDTH, "SPLITS": self.how.SPLITS, "STATISTIC": self.statistic}
+
+
+_MOMENTS = ("mean", "remainder", "variance", "count")
+
+
+def _partial_moments(call: Call) -> Tensor:
+    partial = call.partial(3)
+    chunk = CHUNK if call.weights is None else 1
+    operands = (call.x, call.weights, partial, *call.walk())
+    launch(moments.moments, call.grid, *operands, **call.tiles(CHUNK=chunk))
+    return partial
+
+
+def _moments(call: Call, given: Mapping[str, Any]) -> None:
+    partial = _partial_moments(call)
+    g, _, c, _ = call.how.sizes
+    results = (given[name] for name in _MOMENTS)
+    grid = (call.how.programs,)
+    launch(moments.merge, grid, partial, *results, g, c, call.how.splits, **call.merging)
+
+
+def _standardize(call: Call, given: Mapping[str, Any], partial: Tensor | None = None) -> None:
+    residual = call.alike[0] if call.alike else None
+    vectors = (given.get(name) for name in (*_MOMENTS, "scale", "offset"))
+    launch(
+        standardize.standardize,
+        call.grid,
+        *(call.x, residual, call.weights, partial, *vectors, given["y"]),
+        *(*call.walk(splits=True), given["epsilon"]),
+        **call.tiles(RELU=given["activation"] == 1, SPLITS=call.how.SPLITS),
+    )
+
+
+def _forward(call: Call, given: Mapping[str, Any]) -> None:
+    _standardize(call, given, _partial_moments(call))
+
+
+def _alike(call: Call) -> tuple[Tensor, Tensor | None]:
+    """dy, and y where it was saved."""
+    dy, *y = call.alike
+    return dy, y[0] if y else None
+
+
+def _partial_sums(call: Call, given: Mapping[str, Any]) -> Tensor:
+    partial = call.partial(2)
+    vectors = (given[name] for name in ("mean", "remainder", "variance", "scale", "offset"))
+    launch(
+        backward.backward_sums,
+        call.grid,
+        *(call.x, *_alike(call), call.weights, partial, *vectors),
+        *(*call.walk(), given["epsilon"]),
+        **call.tiles(RELU=given["activation"] == 1, CHUNK=CHUNK),
+    )
+    return partial
+
+
+def _backward_sums(call: Call, given: Mapping[str, Any]) -> None:
+    partial = _partial_sums(call, given)
+    g, _, c, _ = call.how.sizes
+    vectors = (given[name] for name in ("remainder", "variance", "sum_dy", "sum_dy_xh"))
+    numbers = (g, c, call.how.splits, given["epsilon"])
+    launch(backward.merge_sums, (call.how.programs,), partial, *vectors, *numbers, **call.merging)
+
+
+def _backward_input(call: Call, given: Mapping[str, Any], partial: Tensor | None = None) -> None:
+    vectors = ("count", "mean", "remainder", "variance", "scale", "offset", "live")
+    results = ("sum_dy", "sum_dy_xh", "dx", "d_residual")
+    launch(
+        backward.backward_input,
+        call.grid,
+        *(call.x, *_alike(call), call.weights, partial),
+        *(given.get(name) for name in (*vectors, *results)),
+        *(*call.walk(splits=True), given["epsilon"]),
+        **call.tiles(RELU=given["activation"] == 1, FROZEN=given["frozen"], SPLITS=call.how.SPLITS),
+    )
+
+
+def _backward(call: Call, given: Mapping[str, Any]) -> None:
+    _backward_input(call, given, _partial_sums(call, given))
+
+
+_STEPS: dict[str, Callable[[Call, Mapping[str, Any]], None]] = {
+    "moments": _moments,
+    "standardize": _standardize,
+    "forward": _forward,
+    "backward": _backward,
+    "backward_sums": _backward_sums,
+    "backward_input": _backward_input,
+    "standardize_add": _standardize,
+    "forward_add": _forward,
+    "backward_add": _backward,
+}
+
+
+def remember(
+    state: Mapping[str, Tensor],
+    moments: Sequence[Tensor],
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> dict[str, Tensor] | None:
+    """The moving averages and counters after a step; None for a state that lies otherwise."""
+    mean = moments[0]
+    names = ("moving_mean", "moving_variance", "skipped_updates", "num_updates")
+    old = {name: state[name] for name in names if name in state}
+    for name, one in old.items():
+        size = 1 if name == "num_updates" else mean.numel()
+        right = (
+            one.dtype is mean.dtype if name.startswith("moving") else not one.is_floating_point()
+        )
+        if not right or one.numel() != size or not one.is_contiguous():
+            return None
+        if one.device != mean.device:
+            return None
+    new = {name: torch.empty_like(one) for name, one in old.items()}
+    if mean.numel() == 0:
+        if "num_updates" in new:
+            new["num_updates"] = old["num_updates"] + 1
+        return new
+    tensors = (*moments, *(some.get(name) for some in (old, new) for name in names))
+    with torch.cuda.device_of(mean):
+        launch(
+            remember_kernel,
+            (-(-mean.numel() // BLOCK),),
+            *(*tensors, mean.numel(), mean.shape[1], momentum),
+            UNBIASED=unbiased,
+            PROPAGATE=propagate,
+            BLOCK=BLOCK,
+        )
+    return new
+
+
+# What the operators run; callable on plain tensors too, past torch's dispatcher.
+kernels: dict[str, Callable[..., Any]] = {name: function(name, Call) for name in KERNELS}
+for _name, _run in kernels.items():
+    registry.impl(_name, _run, "CUDA")

@@ -1,0 +1,146 @@
+"""Compiles the GPU kernels as calls ask for them, without a GPU; a line of JSON for each.
+
+    python gpu_compile.py 80 90 100
+
+What the package would launch is caught, its arguments described to Triton's compiler as its
+launcher describes them, and NVIDIA's own tool says what the machine code takes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from batchnorm._native.triton.layout import REGISTERS, WARPS
+from batchnorm.backends.torch import gpu
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float64: "fp64",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+# Many rows and few, channels that are full vectors and odd ones, groups and one; and one that
+# takes 64 bits.
+SIZES = (
+    (1, 1, 4096, 256, 1), (4, 8, 64, 33, 1), (8, 1, 1, 16, 3136), (64, 1, 1, 5, 49),
+    (2, 3, 5, 2, 7), (65536, 1, 1, 2, 65536),
+)  # fmt: skip
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+Source = tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int, ...], list]]
+
+
+def described(kernel: Any, operands: tuple[Any, ...], constants: dict[str, Any]) -> Source:
+    """What Triton's launcher would compile for these arguments."""
+    signature: dict[str, str] = {}
+    fixed: dict[str, Any] = {}
+    aligned: dict[tuple[int, ...], list] = {}
+    for i, (name, value) in enumerate(zip(kernel.arg_names, operands, strict=False)):
+        general = kernel.params[i].do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and not general):
+            signature[name], fixed[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = f"*{NAMES[value.dtype]}"
+            aligned[i,] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0 and not general:
+                aligned[i,] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp64"
+    for name, value in constants.items():
+        signature[name], fixed[name] = "constexpr", value
+    return kernel, signature, fixed, aligned
+
+
+def caught() -> Iterator[Source]:
+    """Every launch of every kind of call, each once."""
+    found: dict[str, Source] = {}
+
+    def catch(kernel: Any, grid: Any, *operands: Any, **constants: Any) -> None:
+        source = described(kernel, operands, constants)
+        found.setdefault(f"{kernel.__name__} {source[1:]}", source)
+
+    gpu.launch = catch
+    for dtype, sizes in itertools.product(TYPES, SIZES):
+        for weighted, relu in ((False, 0), (False, 1), (True, 1)):
+            every_operator(dtype, sizes, weighted, relu)
+    for counter in (torch.int32, torch.int64):
+        vectors = [torch.empty(3, 5) for _ in range(3)]
+        state = {"moving_mean": vectors[0], "moving_variance": vectors[1]}
+        state["skipped_updates"] = torch.empty(15, dtype=torch.int32)
+        state["num_updates"] = torch.empty((), dtype=counter)
+        for flags in itertools.product((False, True), repeat=2):
+            gpu.remember(state, (*vectors, torch.empty(3, 1)), 0.9, *flags)
+    yield from found.values()
+
+
+def every_operator(dtype: torch.dtype, sizes: Any, weighted: bool, relu: int) -> None:
+    a, g, b, c, d = sizes
+    x = torch.empty(sizes, dtype=dtype, device="meta")
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    vector = torch.empty(g, c, dtype=wide, device="meta")
+    weights = torch.empty((a, 1, b, 1, d), dtype=wide, device="meta") if weighted else None
+    live = vector if weighted else None
+    count = torch.empty((g, 1), dtype=wide, device="meta")
+    vectors = (vector, vector, vector, count, vector, vector, live)
+    kernels, how = gpu.kernels, (1e-3, relu)
+    kernels["moments"](x, sizes, weights)
+    kernels["forward"](x, sizes, weights, vector, vector, *how)
+    kernels["forward_add"](x, sizes, x, weights, vector, vector, *how)
+    kernels["standardize"](x, sizes, weights, *vectors, *how, False)
+    kernels["standardize_add"](x, sizes, x, weights, *vectors, *how, False)
+    kernels["backward_sums"](x, sizes, x, weights, *vectors[:3], *vectors[4:6], *how)
+    kernels["backward_input"](x, sizes, x, weights, *vectors, vector, vector, *how)
+    for frozen in (False, True):
+        kernels["backward"](x, sizes, x, weights, *vectors, *how, frozen)
+        kernels["backward_add"](x, sizes, x, x, weights, *vectors, *how, frozen)
+
+
+def compiled(source: Source, capability: int) -> dict[str, Any]:
+    """What the machine code of a kernel takes."""
+    kernel, signature, fixed, aligned = source
+    made = triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=fixed, attrs=aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": WARPS, "maxnreg": REGISTERS},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        command = [str(CUOBJDUMP), "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", said)}
+    types = [signature[name] for name in ("x", "weights") if name in signature]
+    shape = [fixed.get(name) for name in ("ROWS", "LANES", "WIDTH", "SPLITS", "GROUPED")]
+    return {"kernel": kernel.__name__, "sm": capability, "types": types, "tile": shape, **used}
+
+
+def main() -> None:
+    every = int(sys.argv[1])  # of so many kernels one
+    capabilities = [int(one) for one in sys.argv[2:]]
+    sources = list(caught())
+    for i, (source, capability) in enumerate(itertools.product(sources, capabilities)):
+        if i % every == 0:
+            print(json.dumps(compiled(source, capability)), flush=True)
+    print(json.dumps({"kernels": len(sources)}))
+
+
+if __name__ == "__main__":
+    main()
