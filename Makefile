@@ -1,6 +1,7 @@
 # The same commands at hand and in CI. The first two need only Python and this file:
 #   make demo    train on real digits with and without batch normalization (JAX)
 #   make test    every test on TensorFlow, JAX and PyTorch
+# Not part of CI, most with an environment of their own: docs, dist, test-extras, test-python, test-lowest, pyright.
 # Overridable: PYTHON, VENV, BACKENDS, TEST_WORKERS, PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS.
 
 PYTHON ?= python3
@@ -35,7 +36,8 @@ REQUESTED := BATCHNORM_TEST_BACKENDS
 ALL_REQUESTED := $(subst $(space),$(comma),$(strip $(BACKENDS)))
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 
-.PHONY: help demo test test-gpu summary lint format types selfcheck selfcheck-arm bench clean $(addprefix test-,$(SUITES))
+.PHONY: help demo test test-gpu summary lint format types selfcheck selfcheck-arm bench clean $(addprefix test-,$(SUITES)) \
+  docs docs-serve dist test-extras test-python test-lowest pyright
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,7 +50,7 @@ $(BIN)/python:
 SOURCES := pyproject.toml constraints.txt tests/without_dependencies.txt $(shell find src kernels -type f -name '*.*' ! -name '*.pyc')
 
 $(VENV)/.demo: $(SOURCES) | $(BIN)/python
-	$(PIP) '.[jax,demo]'
+	$(PIP) '.[jax,keras,demo]'
 	@touch $@
 
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
@@ -117,6 +119,11 @@ format: $(VENV)/.test  ## let ruff mend what it can
 types: $(VENV)/.test  ## mypy
 	$(BIN)/mypy
 
+# Not part of CI: it needs Node.js, and fetches what it is made of from there.
+pyright: $(VENV)/.test  ## pyright on a file that uses every public name
+	$(PIP) pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typed/everything.py
+
 # Needs a C++17 compiler and CMake (those of the virtual environment, or of the system).
 # Each instruction set that this processor has; a higher one than that falls back to the best.
 selfcheck: $(VENV)/.test  ## the kernels against plain loops, under the address and undefined-behaviour sanitizers
@@ -138,5 +145,58 @@ selfcheck-arm: $(VENV)/.test  ## the kernels for 64-bit Arm against plain loops,
 bench: $(VENV)/.test  ## measure against the peers on this machine, about an hour
 	$(QUIET) $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+# The site reads the sources and imports none of them: no framework and no compiler is needed.
+SITE := $(VENV)-docs
+# Material prints, at each start, until when it is kept up (May 2027); that is no warning about our pages.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs
+
+$(SITE)/.docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -C wheel.cmake=false '.[docs]'
+	@touch $@
+
+docs: $(SITE)/.docs  ## the site, into build/site; a warning is an error
+	$(MKDOCS) build --strict --site-dir build/site
+
+docs-serve: $(SITE)/.docs  ## the site on localhost, built anew as pages change
+	$(MKDOCS) serve
+
+# The wheel is built from the source distribution, as whoever downloads that would.
+RELEASE := $(VENV)-release
+
+$(RELEASE)/.release: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -C wheel.cmake=false '.[release]'
+	@touch $@
+
+dist: $(RELEASE)/.release  ## source distribution and wheel, checked, into dist
+	rm -rf dist
+	$(RELEASE)/bin/python -m build
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/auditwheel show dist/*.whl
+
+test-extras: dist  ## each extra of the wheel in a fresh environment, with the README's lines
+	$(PYTHON) tests/workers/extras.py dist/*.whl
+
+# The core's tests elsewhere: `make test-python PYTHON=python3.13 BACKENDS="jax tensorflow"`.
+CORE := -m 'not keras' tests/test_*.py tests/backends tests/native
+
+test-python: VENV := .venv-$(notdir $(PYTHON))
+test-python:  ## the core's tests on PYTHON, with the frameworks that have wheels there (BACKENDS)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) '.[$(ALL_REQUESTED),keras,cli]' -r tests/core.txt
+	$(ENVIRONMENT) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) $(CORE) $(PYTEST_ARGS)
+
+test-lowest: VENV := .venv-lowest
+test-lowest: LOWEST = $(BIN)/python -m pip install -qq --disable-pip-version-check -c tests/lowest.txt
+test-lowest:  ## the core's tests, and Keras' on each backend, with the lowest versions that pyproject.toml claims
+	$(PYTHON) -m venv $(VENV)
+	$(LOWEST) '.[$(ALL_REQUESTED),flax,keras,cli]' -r tests/core.txt
+	$(ENVIRONMENT) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) $(CORE) $(PYTEST_ARGS)
+	for backend in $(BACKENDS); do \
+	  $(ENVIRONMENT) $(REQUESTED)=$$backend KERAS_BACKEND=$$backend $(PYTEST) -m keras tests/keras tests/tools \
+	    $(PYTEST_ARGS) || exit 1; \
+	done
+
 clean:  ## remove everything that these commands made
-	rm -rf $(VENV) build dist batchnorm-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist batchnorm-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

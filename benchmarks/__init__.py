@@ -17,5 +17,5 @@ has the same loop, in C++ and on the kernels' own threads.
 One file for each framework, with the same names: `with_torch`, `with_jax`, `with_tensorflow`;
 `frameworks` picks one, `ours` is our side of each comparison. `measured/` holds rows and plots.
 
-`features/` is a program beside it: the feature table of the README comes from there.
+`features/` is a program beside it: the table of docs/features.md comes from there.
 """

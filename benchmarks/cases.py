@@ -18,13 +18,15 @@ QUESTIONS = {
     "activation": "BN + ReLU, our two steps over our one",
     "small": "One call on a small tensor, ours over the framework's own",
     "modules": "Modules of batchnorm.torch, a small call over torch's; torch's block over ours",
+    "flax": "A jitted step of one module of batchnorm.flax, flax's over ours",
     "models": "A training step of a small ResNet, Keras' layer over ours",
     "synchronized": "Synchronized over one replica, over our plain batch normalization",
     "tf1": "TensorFlow 1 functions in a session, the originals over ours",
     "gpu": "NVIDIA GPU: ours over a copy, the framework's own over ours",
     "tools": "Tools, over a forward pass of a small ResNet over the same data",
 }
-ONLY = {"tf1": "tensorflow", "modules": "torch", "gpu": "torch"}  # questions about one framework
+# questions about one framework
+ONLY = {"tf1": "tensorflow", "modules": "torch", "gpu": "torch", "flax": "jax"}
 MODES = ("renorm", "ghost", "weights", "mask", "adjustment", "axes")
 DTYPES = ("float32", "bfloat16")
 LAYOUTS = ("first", "last")

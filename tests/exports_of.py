@@ -89,6 +89,8 @@ CASES = {
     "rank 5, axis -1": Case((5, 3, 6, 4), -1, convolution=True),
     "renorm": Case((4, 6, 5), 1, options={"renorm": True}),
     "ghost": Case((6, 5, 4), -1, options={"virtual_batch_size": 2}),
+    "relu, axis 1": Case((4, 6, 5), 1, convolution=True, options={"activation": "relu"}),
+    "relu, axis -1": Case((6, 5, 4), -1, options={"activation": "relu"}),
     "float16": Case((4, 6, 5), 1, dtype="float16"),
     "bfloat16": Case((7, 4), -1, dtype="bfloat16"),
 }

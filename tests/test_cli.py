@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from batchnorm import cli
+import batchnorm
+from batchnorm import __main__, cli
 from batchnorm.demo import command as demo
 
 HEAVY = ("keras", "tensorflow", "jax", "torch", "matplotlib", "sklearn", "numpy")
@@ -39,7 +40,27 @@ def test_a_command_is_named_here_and_stands_beside_its_tool():
 
 
 def test_version_is_one_line():
-    assert run("--version").output == f"batchnorm {cli.version()}\n"
+    assert run("--version").output == f"batchnorm {batchnorm.__version__}\n"
+
+
+@pytest.mark.parametrize("module", __main__.NEEDS)
+def test_without_its_extra_the_command_is_one_sentence(module):
+    code = (
+        f"import runpy, sys\nsys.modules[{module!r}] = None\n"
+        "runpy.run_module('batchnorm', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"batchnorm: the command needs {module}, which is not installed. "
+        "Run: pip install 'batchnorm[cli]'\n"
+    )
+
+
+def test_the_command_is_a_module_too():
+    command = [sys.executable, "-m", "batchnorm", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"batchnorm {batchnorm.__version__}\n"
 
 
 def test_no_command_shows_the_help():
@@ -82,7 +103,7 @@ def test_missing_extras_are_named_together(lacking):
     lacking("jax", "keras", "matplotlib", "sklearn")
     assert run("demo").output == (
         "batchnorm demo: --backend must be one whose packages are installed; got 'jax' without "
-        "jax, keras, matplotlib, sklearn. Run: pip install 'batchnorm[jax,demo]'\n"
+        "jax, keras, matplotlib, sklearn. Run: pip install 'batchnorm[jax,keras,demo]'\n"
     )
 
 

@@ -35,6 +35,8 @@ def layer_of(module: str) -> str:
     second = parts[1]
     if second in ("_moments", "_axes"):
         return "values"
+    if second == "__main__":
+        return "surface"
     return {"backends": "backends", "_native": "native"}.get(
         second, "core" if second.startswith("_") else "surface"
     )
@@ -155,6 +157,31 @@ def test_the_wheel_holds_no_benchmark() -> None:
     assert not [module for module in modules() if "bench" in module]
     installed = {file.parts[0] for file in metadata.distribution("batchnorm").files or []}
     assert "benchmarks" not in installed
+
+
+def test_the_citation_is_of_this_version() -> None:
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {batchnorm.__version__}" in lines
+
+
+def test_the_lowest_versions_that_are_claimed_are_those_that_are_run() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = ("tensorflow", "jax", "flax", "torch", "keras", "cli")
+    claimed = [*project["dependencies"], *(one for name in names for one in extras[name])]
+    pins = dict(re.findall(r"^(\w+)==([\d.]+)$", (ROOT / "tests/lowest.txt").read_text(), re.M))
+    page = (ROOT / "docs" / "install.md").read_text()
+    for name, lowest in (one.split(">=") for one in claimed if ">=" in one):
+        assert re.fullmatch(rf"{re.escape(lowest)}(\.0)*", pins[name]), name
+        assert name in ("rich", "typer") or f"| {pins[name]} |" in page, name
+
+
+def test_no_extra_brings_keras_but_its_own() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == ["numpy>=2.0"]
+    extras = project["optional-dependencies"]
+    for framework in ("torch", "jax", "flax", "tensorflow", "cli"):
+        assert not [one for one in extras[framework] if "keras" in one]
 
 
 def test_importing_the_package_imports_no_framework() -> None:

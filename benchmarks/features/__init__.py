@@ -1,1 +1,1 @@
-"""The feature table of README.md: `python -m benchmarks.features`."""
+"""The table of docs/features.md: `python -m benchmarks.features`."""

@@ -1,4 +1,4 @@
-"""Measures the feature table of README.md: `python -m benchmarks.features [--reasons]`.
+"""Measures the table of docs/features.md: `python -m benchmarks.features [--reasons]`.
 
 Needs TensorFlow, JAX, PyTorch, Keras, flax and tf_keras. Every engine runs in its own process. A
 cell is "yes" only where the result agrees with the few lines of NumPy in `truth`; "no" where the

@@ -177,10 +177,11 @@ template <bool ADD> std::string backward_input(const Array* in, const Array* out
                                      sum_dy_xh, dx, d_residual));
 }
 
-// mean, remainder, variance, count, moving_mean, moving_variance, skipped -> moving_mean, moving_variance, skipped.
-// skipped is int32, on both sides or absent on both; the moments are [G, C], the others hold as many elements.
+// mean, remainder, variance, count and moving_mean, moving_variance, skipped, updates -> the last four, one step on.
+// skipped and updates are int32, or absent; the moments are [G, C], the others hold as many elements, updates one.
 inline std::string remember(const Array* in, const Array* out, const Extra& extra) {
-  const char* const names[] = {"mean", "remainder", "variance", "count", "moving_mean", "moving_variance", "skipped_updates"};
+  const char* const names[] = {"mean", "remainder", "variance", "count", "moving_mean", "moving_variance",
+                               "skipped_updates", "num_updates"};
   const std::string prefix = "batchnorm kernels: ";
   if (in[0].rank != 2) return prefix + "mean must have two dimensions";
   const int64_t groups = in[0].dims[0], columns = in[0].dims[1], n = groups * columns;
@@ -189,12 +190,14 @@ inline std::string remember(const Array* in, const Array* out, const Extra& extr
     if (in[i].type != in[0].type) return prefix + names[i] + " must have the type of the statistics";
     if (in[i].elements() != (i == 3 ? groups : n)) return prefix + names[i] + " must have one element per channel";
   }
-  const bool counted = in[6].data && in[6].elements() != 0;
+  const bool counted = in[6].data && in[6].elements() != 0, numbered = in[7].data && in[7].elements() != 0;
   if (counted && in[6].elements() != n) return prefix + names[6] + " must have one element per channel";
+  if (numbered && in[7].elements() != 1) return prefix + names[7] + " must be one number";
   const int code = bn_remember(in[0].type, groups, columns, in[0].data, in[1].data, in[2].data, in[3].data, extra.momentum,
                                extra.unbiased, extra.propagate, in[4].data, in[5].data,
-                               counted ? (const int32_t*)in[6].data : nullptr, out[0].data, out[1].data,
-                               counted ? (int32_t*)out[2].data : nullptr);
+                               counted ? (const int32_t*)in[6].data : nullptr,
+                               numbered ? (const int32_t*)in[7].data : nullptr, out[0].data, out[1].data,
+                               counted ? (int32_t*)out[2].data : nullptr, numbered ? (int32_t*)out[3].data : nullptr);
   return code == BN_OK ? "" : bn_error(code);
 }
 

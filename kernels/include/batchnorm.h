@@ -100,11 +100,13 @@ BN_API int bn_backward_add(int dtype, const int64_t dims[5], const void* x, cons
 /* The moving averages after a batch whose moments, S[groups * columns] and count S[groups], bn_moments measured:
  *     new = momentum * old + (1 - momentum) * measured, with variance * count / (count - 1) where `unbiased` and count > 1.
  * A channel with count 0, or, unless `propagate`, with a mean or variance that is not finite or a variance below 0, keeps
- * its values bit for bit, and its `skipped` grows by 1. remainder may be NULL, and both of old_skipped and new_skipped. */
+ * its values bit for bit, and its `skipped` grows by 1; `updates`, one number, grows by 1 in any case. remainder may be
+ * NULL, and the old and the new of either counter together. */
 BN_API int bn_remember(int dtype, int64_t groups, int64_t columns, const void* mean, const void* remainder,
                        const void* variance, const void* count, double momentum, int unbiased, int propagate,
-                       const void* old_mean, const void* old_variance, const int32_t* old_skipped, void* new_mean,
-                       void* new_variance, int32_t* new_skipped);
+                       const void* old_mean, const void* old_variance, const int32_t* old_skipped,
+                       const int32_t* old_updates, void* new_mean, void* new_variance, int32_t* new_skipped,
+                       int32_t* new_updates);
 
 /* One sentence for a code; never NULL. */
 BN_API const char* bn_error(int code);

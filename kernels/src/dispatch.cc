@@ -318,7 +318,7 @@ const char* bn_error(int code) {
   }
 }
 
-int bn_abi_version(void) { return 2; }
+int bn_abi_version(void) { return 3; }
 const char* bn_isa(void) { return level()->name; }
 void bn_set_threads(int n) { pool_set_threads(n); }
 int bn_get_threads(void) { return pool_threads(); }

@@ -30,11 +30,16 @@ void step(int64_t groups, int64_t columns, const S* mean, const S* remainder, co
 
 extern "C" int bn_remember(int dtype, int64_t groups, int64_t columns, const void* mean, const void* remainder,
                            const void* variance, const void* count, double momentum, int unbiased, int propagate,
-                           const void* old_mean, const void* old_variance, const int32_t* old_skipped, void* new_mean,
-                           void* new_variance, int32_t* new_skipped) {
+                           const void* old_mean, const void* old_variance, const int32_t* old_skipped,
+                           const int32_t* old_updates, void* new_mean, void* new_variance, int32_t* new_skipped,
+                           int32_t* new_updates) {
   if (dtype < BN_FLOAT32 || dtype > BN_BFLOAT16) return BN_BAD_DTYPE;
   if (groups < 0 || columns < 0) return BN_BAD_SIZE;
-  if (groups == 0 || columns == 0) return BN_OK;
+  if (!old_updates != !new_updates) return BN_NULL;
+  if (groups == 0 || columns == 0) {
+    if (new_updates) *new_updates = *old_updates + 1;
+    return BN_OK;
+  }
   for (const void* needed : {mean, variance, count, old_mean, old_variance, (const void*)new_mean, (const void*)new_variance})
     if (!needed) return BN_NULL;
   if (!old_skipped != !new_skipped) return BN_NULL;
@@ -44,5 +49,6 @@ extern "C" int bn_remember(int dtype, int64_t groups, int64_t columns, const voi
          propagate, (const S*)old_mean, (const S*)old_variance, old_skipped, (S*)new_mean, (S*)new_variance, new_skipped);
   };
   dtype == BN_FLOAT64 ? run(0.0) : run(0.0f);
+  if (new_updates) *new_updates = *old_updates + 1;
   return BN_OK;
 }

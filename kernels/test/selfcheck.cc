@@ -179,7 +179,10 @@ static void check_remember(Case& c) {
     put(type, old_mean->data(), k, normal()), put(type, old_variance->data(), k, fabs(normal()));
     ((int32_t*)old_skipped->data())[k] = (int32_t)pick(100);
   }
-  ok(c, "bn_remember", bn_remember(c.dtype, c.dims[1], columns, c.mean->data(), c.remainder->data(), c.variance->data(), c.count->data(), momentum, unbiased, propagate, old_mean->data(), old_variance->data(), (const int32_t*)old_skipped->data(), mean->data(), variance->data(), (int32_t*)skipped->data()));
+  const int32_t old_updates = (int32_t)pick(100);
+  int32_t updates = -1;
+  ok(c, "bn_remember", bn_remember(c.dtype, c.dims[1], columns, c.mean->data(), c.remainder->data(), c.variance->data(), c.count->data(), momentum, unbiased, propagate, old_mean->data(), old_variance->data(), (const int32_t*)old_skipped->data(), &old_updates, mean->data(), variance->data(), (int32_t*)skipped->data(), &updates));
+  compare(c, "updates", 0, updates, old_updates + 1, 0);
   for (int64_t k = 0; k < n; k++) {
     const double count = statistic(type, c.count->data(), k / columns), m = statistic(type, c.mean->data(), k) + statistic(type, c.remainder->data(), k);
     double v = statistic(type, c.variance->data(), k) * (unbiased && count > 1 ? count / (count - 1) : 1);

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from batchnorm.tools.reestimation import reestimate, reestimated
     from batchnorm.tools.repairing import repair
     from batchnorm.tools.synchronization import set_synchronized
+    from batchnorm.tools.transferring import transfer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "__version__",
     "batch_norm",
@@ -36,6 +37,7 @@ __all__ = [
     "reestimated",
     "repair",
     "set_synchronized",
+    "transfer",
     "unfreeze",
     "why_not",
 ]
@@ -49,6 +51,7 @@ _LATER = {
     "reestimated": "tools.reestimation",
     "repair": "tools.repairing",
     "set_synchronized": "tools.synchronization",
+    "transfer": "tools.transferring",
     "unfreeze": "tools.freezing",
 }
 

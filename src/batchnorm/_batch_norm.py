@@ -149,8 +149,9 @@ def batch_norm(
             raise
         recorded: tuple[Tensor, State] = record(batch_norm, arguments)
         return recorded
+    traced = ops.traced(x)
     options = _options(
-        ops.traced(x),
+        traced,
         axis,
         momentum,
         epsilon,
@@ -170,6 +171,9 @@ def batch_norm(
         zero_debias,
         activation,
     )
+    if mask is batch_weights is residual is virtual_batch_size is None and type(training) is bool:
+        # what `normalize` would do: on small tensors each of its questions can be measured
+        return run(ops, plan(ops, options, x, training, False, traced), x, parameters, state)
     given = (x, parameters, state, training, mask, batch_weights)
     return normalize(options, *given, residual=residual, ops=ops)
 

@@ -113,7 +113,7 @@ def renorm_correction(
     unknown = None
     if epsilon == 0:  # after constant batches alone
         unknown = ops.equal(reference, 0)
-        reference = ops.where(unknown, ops.ones_like(reference), reference)
+        reference = ops.fill(reference, unknown, 1)
     r = ops.sqrt(moments.variance + epsilon) / reference
     d = ((moments.mean - center) + moments.remainder) / reference
     bounds = _clipping(ops, options, state)
@@ -124,7 +124,7 @@ def renorm_correction(
     if "dmax" in bounds:
         d = ops.minimum(ops.maximum(d, -bounds["dmax"]), bounds["dmax"])
     if unknown is not None:
-        r, d = ops.where(unknown, ops.ones_like(r), r), ops.where(unknown, ops.zeros_like(d), d)
+        r, d = ops.fill(r, unknown, 1), ops.fill(d, unknown, 0)
     if live is not None:
         r, d = ops.where(live, r, ops.ones_like(r)), ops.where(live, d, ops.zeros_like(d))
     return ops.stop_gradient(r), ops.stop_gradient(d)

@@ -53,7 +53,7 @@ def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
     # one row serves equal groups
     count = ops.broadcast_to(count, (ops.shape(mean)[0], *ops.shape(count)[1:]))
     total = ops.sum(count, 0)  # [1, 1]
-    share = count / ops.where(ops.equal(total, 0), ops.ones_like(total), total)
+    share = count / ops.fill(total, ops.equal(total, 0), 1)
     # relative to a rounded mean, so that a large common offset cancels before anything is squared
     origin = ops.sum(share * mean, 0)
     shift = mean - origin
@@ -94,6 +94,6 @@ def first_groups(moments: Moments, groups: Any) -> Moments:
 def unbiased(ops: Any, moments: Moments) -> Moments:
     """The moments with the variance divided by N - 1 instead of N (unchanged up to N = 1)."""
     count = moments.count
-    one = ops.ones_like(count)
-    factor = ops.where(count > 1, count / ops.where(count > 1, count - 1, one), one)
+    few = ~(count > 1)
+    factor = ops.fill(count / ops.fill(count - 1, few, 1), few, 1)
     return moments._replace(variance=moments.variance * factor)

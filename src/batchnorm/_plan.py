@@ -110,8 +110,18 @@ class Plan:
         return f"Plan({', '.join(given)}, options=({', '.join(changed)}))"
 
 
-def plan(ops: Any, options: Options, x: Tensor, training: bool, weighted: bool) -> Plan:
+def plan(
+    ops: Any,
+    options: Options,
+    x: Tensor,
+    training: bool,
+    weighted: bool,
+    traced: bool | None = None,
+) -> Plan:
     """The plan of a call: the one that was made for the same before, where sizes are known.
+
+    Args:
+        traced: whether x is traced, for callers who know it.
 
     Raises:
         TypeError: x has a type that is not normalized.
@@ -124,7 +134,8 @@ def plan(ops: Any, options: Options, x: Tensor, training: bool, weighted: bool) 
     replicas = None
     if options.synchronized is not False and (batch or update):
         replicas = ops.find_replicas(options.synchronized, options.owner)
-    traced = ops.traced(x)
+    if traced is None:
+        traced = ops.traced(x)
     known = (ops.dtype(x), batch, update, weighted, kernels, traced, replicas)
     if traced:  # once: nothing to gain, and compilers stumble over what is kept
         return _made(ops, options, shape, *known)

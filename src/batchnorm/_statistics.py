@@ -45,21 +45,28 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
         plan: a `batchnorm._plan.Plan`.
     """
     options, state, grouped = plan.options, old.state, old.view.groups is not None
-    plain = not (grouped or options.renorm_remembers or options.zero_debias)
+    measured = constant(ops, measured)
+    plain = not (options.renorm_remembers or options.zero_debias or in_turn(options, grouped))
     plain = plain and options.on_nonfinite != "raise" and options.momenta_are_numbers
     # over replicas all must get the same bits, whatever instructions a library chose to average by
-    if plain and (plan.kernels or (plan.filled and plan.replicas is None)):
+    if plain and (plan.kernels or plan.replicas is None):
         new = plan.steps.remember(
             state,
-            measured,
+            _one_row(ops, options, measured)[1] if grouped else measured,
             options.momentum,
-            options.unbiased_moving_variance,
+            options.unbiased_moving_variance and not grouped,
             options.on_nonfinite == "propagate",
+            plan.filled,
         )
         if new is not None:
             return {**state, **new}
-    new = remember(ops, options, old, constant(ops, measured), grouped, plan.filled)
+    new = remember(ops, options, old, measured, grouped, plan.filled)
     return {**state, **as_given(ops, new, state)}
+
+
+def in_turn(options: Options, grouped: bool) -> bool:
+    """Whether ghost batches are remembered one after the other, not as one."""
+    return grouped and options.ghost_order == "chunks" and not options.pooled_moving_variance
 
 
 def remember(
@@ -81,8 +88,11 @@ def remember(
     Raises:
         FloatingPointError: `on_nonfinite="raise"` and a moment is not finite.
     """
-    in_turn = grouped and options.ghost_order == "chunks" and not options.pooled_moving_variance
-    biased, moments = _one_row(ops, options, moments, grouped and not in_turn)
+    turned = in_turn(options, grouped)
+    if grouped and not turned:
+        biased, moments = _one_row(ops, options, moments)
+    else:
+        biased, moments = moments, _to_keep(ops, options, moments)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
     finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
     usable: Any = finite & (moments.variance >= 0)
@@ -101,17 +111,17 @@ def remember(
         )
     elif options.on_nonfinite == "propagate":
         usable = seen
-    turns = Turns(ops, state, mean, usable) if in_turn else None
+    turns = Turns(ops, state, mean, usable) if turned else None
     new = _averages(ops, options, state, turns, mean, (biased.variance, moments.variance))
     if usable is not True:
         some = usable if turns is None else turns.count > 0
         new = {name: ops.where(some, one, state[name]) for name, one in new.items()}
     if "num_updates" in state:
-        new["num_updates"] = state["num_updates"] + (ops.shape(mean)[0] if in_turn else 1)
+        new["num_updates"] = state["num_updates"] + (ops.shape(mean)[0] if turned else 1)
     if "skipped_updates" in state and usable is not True:
         old = state["skipped_updates"]
         skipped = ops.cast(~usable, ops.dtype(old))
-        new["skipped_updates"] = old + (ops.sum(skipped, 0) if in_turn else skipped)
+        new["skipped_updates"] = old + (ops.sum(skipped, 0) if turned else skipped)
     return new
 
 
@@ -140,17 +150,20 @@ class Turns:
         return products[:1] * old + ops.sum(shares, 0)
 
 
-def _one_row(
-    ops: Any, options: Options, moments: Moments, grouped: bool
-) -> tuple[Moments, Moments]:
+def _to_keep(ops: Any, options: Options, moments: Moments) -> Moments:
+    """The moments with the variance that is remembered."""
+    return unbiased(ops, moments) if options.unbiased_moving_variance else moments
+
+
+def _one_row(ops: Any, options: Options, moments: Moments) -> tuple[Moments, Moments]:
     """One row of moments from all ghost batches: with the biased variance, and the one to keep."""
-    correct = unbiased if options.unbiased_moving_variance else lambda ops, moments: moments
-    if not grouped:
-        return moments, correct(ops, moments)
     if options.pooled_moving_variance:
         biased = merge(ops, moments)
-        return biased, correct(ops, biased)
-    return average(ops, moments), average(ops, correct(ops, moments))
+        return biased, _to_keep(ops, options, biased)
+    biased = average(ops, moments)
+    if not options.unbiased_moving_variance:
+        return biased, biased
+    return biased, average(ops, unbiased(ops, moments))
 
 
 def _averages(
@@ -211,7 +224,7 @@ def _debiased(ops: Any, biased: Tensor, step: Tensor, momentum: Any, old: Tensor
     """
     seen = 1 - momentum**step
     some = seen > 0
-    return ops.where(some, biased / ops.where(some, seen, ops.ones_like(seen)), old)
+    return ops.where(some, biased / ops.fill(seen, ~some, 1), old)
 
 
 def _agreeing_stddev(ops: Any, state: Rows, epsilon: float) -> Tensor:

@@ -3,11 +3,11 @@
 Nothing heavy is imported until a command needs it, so `--help` answers at once.
 """
 
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from batchnorm import __version__
 from batchnorm.demo.command import demo
 from batchnorm.tools.command import explain, fold, inspect, reestimate, repair
 
@@ -22,22 +22,9 @@ for command in (demo, inspect, reestimate, repair, fold, explain):
     app.command()(command)
 
 
-def main() -> None:
-    """Run the command line, the entry point of the installed `batchnorm`."""
-    app()
-
-
-def version() -> str:
-    """Version of the installed package; "unknown" when it runs from a source tree."""
-    try:
-        return metadata.version("batchnorm")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"batchnorm {version()}")
+        typer.echo(f"batchnorm {__version__}")
         raise typer.Exit
 
 

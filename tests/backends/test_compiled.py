@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -268,3 +270,26 @@ def test_a_checkpointed_block_gives_the_same_state_once(engine: engines.Engine, 
     assert_close(engine.numpy(dx), expected["dx"], 1e-4, "dx")
     for key, value in expected["state"].items():
         assert_close(engine.numpy(new[key]), value, 1e-4, key)
+
+
+FIRST_CALLS = {
+    "function": "lambda x: batchnorm.batch_norm(x, {}, {}, statistics='batch', training=False)[0]",
+    "module": "batchnorm.torch.BatchNorm1d(4)",
+}
+
+
+@TORCH
+@pytest.mark.parametrize("called", FIRST_CALLS)
+def test_the_first_call_of_a_process_may_be_compiled(engine: engines.Engine, called: str) -> None:
+    """Then our side of torch is imported while torch traces."""
+    script = f"""
+import torch, batchnorm, batchnorm.torch
+call = {FIRST_CALLS[called]}
+x = torch.arange(32.0).reshape(8, 4)
+y = torch.compile(call, fullgraph=True, backend="eager")(x)
+torch.testing.assert_close(y.detach().mean(0), torch.zeros(4))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

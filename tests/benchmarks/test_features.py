@@ -1,4 +1,4 @@
-"""The feature table of the README: its rows, and what can be measured in a moment."""
+"""The table of docs/features.md: its rows, and what can be measured in a moment."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.processes import ROOT
 QUICK = [row for row in ROWS if not row.startswith(("error", "synchronized"))]
 
 
-def readme():
+def page():
     """Row of the table -> the cells of each engine, by its name."""
-    lines = (ROOT / "README.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "features.md").read_text().splitlines()
     head = next(number for number, line in enumerate(lines) if line.startswith("| | batchnorm "))
     names = [cell.split()[0] for cell in lines[head].strip("| ").split(" | ")]
     table = {}
@@ -27,15 +27,15 @@ def readme():
     return table
 
 
-def test_the_readme_has_every_row():
-    assert list(readme()) == list(ROWS)
+def test_the_page_has_every_row():
+    assert list(page()) == list(ROWS)
 
 
 @pytest.mark.parametrize("row", QUICK)
-def test_the_readme_says_of_torch_what_is_measured(row):
+def test_the_page_says_of_torch_what_is_measured(row):
     start_anew()
     try:
         measured = ROWS[row](engine("torch"))
     except Exception:  # as the program takes it
         measured = False
-    assert word(measured) == readme()[row]["torch"]
+    assert word(measured) == page()[row]["torch"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,6 +66,23 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
         onnx.save(model, made.add("jax2onnx", "onnx", "model.onnx"))
     made.load()
     return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_inference_under_jit_is_one_fusion_over_x(dtype: str, activation: Any) -> None:
+    x = jnp.ones((5, 6, 7, 8), dtype)
+    parameters, state = batchnorm.init(x)
+
+    def infer(x: Any, parameters: Any, state: Any) -> Any:
+        return batchnorm.batch_norm(x, parameters, state, activation=activation)[0]
+
+    program = jax.jit(infer).lower(x, parameters, state).compile().as_text()
+    entry = program[program.index("ENTRY") :].splitlines()[1:]
+    made = [line.split(" = ", 1)[1].split("(")[0] for line in entry if " = " in line]
+    big = [one.split()[-1] for one in made if "[5,6,7,8]" in one]
+    assert big == ["parameter", "fusion"]
+    assert "custom-call" not in program
 
 
 @pytest.mark.parametrize("name", CASES)

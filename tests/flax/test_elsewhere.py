@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import batchnorm
 
@@ -21,7 +20,7 @@ def by_hand(x: Any) -> Any:
 
 
 def test_equinox() -> None:
-    eqx = pytest.importorskip("equinox")
+    import equinox as eqx
 
     class Norm(eqx.Module):
         parameters: dict[str, jax.Array]
@@ -44,7 +43,7 @@ def test_equinox() -> None:
 
 
 def test_haiku() -> None:
-    hk = pytest.importorskip("haiku")
+    import haiku as hk
 
     def normalize(x: Any, training: bool) -> Any:
         parameters, state = batchnorm.init(x)

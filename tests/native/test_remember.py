@@ -13,6 +13,7 @@ from batchnorm._options import Options
 from batchnorm._statistics import remember
 
 GROUPS, COLUMNS = 3, 7
+NAMES = ("moving_mean", "moving_variance", "skipped_updates", "num_updates")
 
 
 def given(dtype: str) -> tuple[Moments, dict[str, np.ndarray]]:
@@ -80,42 +81,41 @@ def test_the_kernel_has_the_core_s_bits(
     dtype: str, unbiased: bool, propagate: bool, momentum: float
 ) -> None:
     moments, state = given(dtype)
-    names = ("moving_mean", "moving_variance", "skipped_updates")
-    new = [np.full_like(state[name], 77) for name in names]
+    new = [np.full_like(state[name], 77) for name in NAMES]
     how = (momentum, unbiased, propagate)
-    code = run(library.DTYPES[dtype], moments, how, [state[name] for name in names], new)
+    code = run(library.DTYPES[dtype], moments, how, [state[name] for name in NAMES], new)
     assert code == 0
     wanted = expected(Options(**named(unbiased, propagate, momentum)), state, moments)
-    for name, one in zip(names, new, strict=True):
+    for name, one in zip(NAMES, new, strict=True):
         np.testing.assert_array_equal(one, wanted[name], err_msg=name)
 
 
-def test_a_remainder_and_a_counter_may_be_absent() -> None:
+def test_a_remainder_and_both_counters_may_be_absent() -> None:
     moments, state = given("float32")
     new = [np.full_like(state["moving_mean"], 77) for _ in range(2)]
-    old = [state["moving_mean"], state["moving_variance"], None]
+    old = [state["moving_mean"], state["moving_variance"], None, None]
     exact = moments._replace(remainder=None)
-    assert run(0, exact, (0.9, False, False), old, [*new, None]) == 0
+    assert run(0, exact, (0.9, False, False), old, [*new, None, None]) == 0
     wanted = expected(Options(momentum=0.9), state, exact)
     np.testing.assert_array_equal(new[0], wanted["moving_mean"])
     np.testing.assert_array_equal(new[1], wanted["moving_variance"])
 
 
-@pytest.mark.parametrize("missing", [0, 2, 3, 4, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("missing", [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
 def test_c_refuses_what_is_missing(missing: int) -> None:
     moments, state = given("float32")
-    old = [state[name] for name in ("moving_mean", "moving_variance", "skipped_updates")]
+    old = [state[name] for name in NAMES]
     new = [np.full_like(one, 77) for one in old]
     operands: list[Any] = [*moments, *old, *new]
     operands[missing] = None
-    code = run(0, operands[:4], (0.9, False, False), operands[4:7], operands[7:])
+    code = run(0, operands[:4], (0.9, False, False), operands[4:8], operands[8:])
     assert "NULL" in library.load().bn_error(code).decode()
     assert all((one == 77).all() for one in new)
 
 
 def test_c_refuses_types_and_sizes() -> None:
     kernel, nothing = library.load().bn_remember, [None] * 4
-    rest = (0.9, 0, 0, *[None] * 6)
+    rest = (0.9, 0, 0, *[None] * 8)
     assert "dtype" in library.load().bn_error(kernel(4, 1, 1, *nothing, *rest)).decode()
     assert "sizes" in library.load().bn_error(kernel(0, -1, 1, *nothing, *rest)).decode()
     assert kernel(0, 0, 1, *nothing, *rest) == 0
@@ -239,7 +239,13 @@ def test_a_moving_average_has_no_derivative_in_tensorflow() -> None:
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("remainder", (1, 3)), ("count", (2, 1)), ("moving_mean", (3,)), ("skipped_updates", (5,))],
+    [
+        ("remainder", (1, 3)),
+        ("count", (2, 1)),
+        ("moving_mean", (3,)),
+        ("skipped_updates", (5,)),
+        ("num_updates", (2,)),
+    ],
 )
 def test_tensorflow_names_the_vector(name: str, shape: tuple[int, ...]) -> None:
     import tensorflow as tf
@@ -248,11 +254,12 @@ def test_tensorflow_names_the_vector(name: str, shape: tuple[int, ...]) -> None:
 
     vectors = ("mean", "remainder", "variance", "count", "moving_mean", "moving_variance")
     operands = {one: tf.ones((1, 4)) for one in vectors} | {"count": tf.ones((1, 1))}
-    operands |= {one: tf.ones((4,), tf.int32) for one in ("skipped_updates", "num_updates")}
+    operands |= {"skipped_updates": tf.ones((4,), tf.int32), "num_updates": tf.ones((), tf.int32)}
     operands |= {"momentum": tf.constant(0.9, tf.float64)}
     run = kernels._ops.batchnorm_remember
     run(**operands, unbiased=False, propagate=False)
     wrong = tf.ones(shape, operands[name].dtype)
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         run(**(operands | {name: wrong}), unbiased=False, propagate=False)
-    assert f"batchnorm kernels: {name} must have one element per channel" in str(caught.value)
+    allowed = "be one number" if name == "num_updates" else "have one element per channel"
+    assert f"batchnorm kernels: {name} must {allowed}" in str(caught.value)

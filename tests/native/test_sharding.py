@@ -188,6 +188,47 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-5)
     )
 
 
+def test_a_function_with_hidden_axes_reads_vectors_that_are_whole(
+    python: Callable[..., str],
+) -> None:
+    """JAX hides the axes of arguments only: a vector that is sharded must be one."""
+    python(
+        COMMON
+        + EXPLICIT
+        + """
+x, dy, parameters, state, step = setup((64, 6, 12), -1, training=True)
+x, spec, vectors = jnp.asarray(x), P("batch", None, "model"), P("model")
+held = parameters, state
+
+def call(x):
+    return batchnorm.batch_norm(x, *held, training=True)
+
+want = call(x)
+close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+with jax.set_mesh(explicit):
+    there = jax.device_put(x, NamedSharding(explicit, spec))
+    hidden = auto_axes(call, out_sharding=(spec, P()))
+    for function in (hidden, jax.jit(hidden)):
+        jax.tree.map(close, function(there), want)
+    sharded = {name: jax.device_put(one, NamedSharding(explicit, vectors))
+               for name, one in parameters.items()}
+    held = sharded, state
+    for function in (hidden, jax.jit(lambda x: hidden(x))):
+        try:
+            function(there)
+        except ValueError as error:
+            assert str(error).endswith("give the function all that it reads as arguments, "
+                                       "parameters and state too."), error
+        else:
+            raise AssertionError("nothing was refused")
+    given = auto_axes(lambda x, p: batchnorm.batch_norm(x, p, state, training=True),
+                      out_sharding=(spec, P()))
+    jax.tree.map(close, given(there, sharded), want)
+""",
+        **DEVICES,
+    )
+
+
 def test_what_explicit_axes_cannot_do_is_refused_in_words(python: Callable[..., str]) -> None:
     python(
         COMMON
@@ -200,7 +241,8 @@ for options, words in (
     ({"fused": True}, "batch_norm: fused must be None or False here; got True. " + why),
     ({"virtual_batch_size": 2}, "batch_norm: JAX cannot reshape float32[64@batch,6,12] to "
      "(2, 32, 6, 12) over the explicit axes of a mesh. Call batch_norm in "
-     "jax.sharding.auto_axes."),
+     "jax.sharding.auto_axes, and give the function all that it reads as arguments, "
+     "parameters and state too."),
 ):
     def call(x):
         return batchnorm.batch_norm(x, parameters, state, training=True, **options)[0]

@@ -213,3 +213,76 @@ def test_help_loads_no_framework(command):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("heavy: []\n")
+
+
+def inputs_of_two() -> keras.Model:
+    inputs = [keras.Input((5,), name=name) for name in ("left", "right")]
+    return keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.add(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("model", "arrays", "message"),
+    [
+        (
+            "one",
+            {"": X[0]},
+            "--data must hold rows of shape (5,); got an array of shape (5,). That is one example: "
+            "save it with an axis in front, x[None].",
+        ),
+        (
+            "one",
+            {"": X[:, :3]},
+            "--data must hold rows of shape (5,); got an array of shape (64, 3).",
+        ),
+        (
+            "one",
+            {"features": X, "labels": X[:, 0]},
+            "--data must hold an array for each input of the model; got features, labels and none "
+            "for rows. Save it with np.savez(file, x=...).",
+        ),
+        (
+            "two",
+            {"left": X, "labels": X[:, 0]},
+            "--data must hold an array for each input of the model; got left, labels and none for "
+            "right. Save it with np.savez(file, left=..., right=...).",
+        ),
+        (
+            "two",
+            {"left": X, "right": X[0]},
+            "--data must hold rows of shape (5,); got right of shape (5,). That is one example: "
+            "save it with an axis in front, x[None].",
+        ),
+        (
+            "two",
+            {"x": X},
+            "--data must hold an array for each of the 2 inputs of the model; got one. Save them "
+            "with np.savez(file, name=...) under the names of the inputs.",
+        ),
+    ],
+)
+def test_data_of_another_form_is_one_sentence_with_what_to_do(files, model, arrays, message):
+    inputs = keras.Input((5,), name="rows")
+    one = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
+    {"one": one, "two": inputs_of_two()}[model].save(files / "model.keras")
+    if "" in arrays:
+        np.save(files / "data.npy", arrays[""])
+    else:
+        np.savez(files / "data.npz", **arrays)
+    data = files / ("data.npy" if "" in arrays else "data.npz")
+    result = run("inspect", files / "model.keras", "--data", data)
+    assert (result.exit_code, result.output) == (2, f"batchnorm: {message}\n")
+
+
+def test_arrays_go_to_the_inputs_of_their_names(files):
+    model = inputs_of_two()
+    model.save(files / "model.keras")
+    np.savez(files / "data.npz", right=X, labels=X[:, 0], left=2 * X)
+    out = files / "new.keras"
+    assert (
+        run(
+            "reestimate", files / "model.keras", "--data", files / "data.npz", "--out", out
+        ).exit_code
+        == 0
+    )
+    mean = keras.models.load_model(out).layers[-1].moving_mean.value
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(mean), 3 * X.mean(0), rtol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -53,3 +54,16 @@ def test_a_re_estimate_in_words_says_what_moved():
     moved = np.sqrt(np.mean(X.mean(0) ** 2 / (X.var(0, ddof=1) + 1e-5)))
     assert str(done).startswith(f"BatchNorm1d: the mean moved by {moved:.3g} standard deviations, ")
     assert str(done).endswith(" at most; from 24 values per channel.")
+
+
+def test_without_rich_a_result_is_sentences_and_its_table_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)  # no bar either
+    result = RESULTS["reestimate"]()
+    assert str(result).startswith("0: the mean moved by ")
+    with pytest.raises(RuntimeError) as error:
+        result.table()
+    assert str(error.value) == (
+        "table: rich must be installed; got no module 'rich'. Run: pip install 'batchnorm[cli]', "
+        "or print the result, which is sentences."
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from batchnorm._native.operands import KERNELS, OTHERS, prototype
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 HERE = Path(__file__).parent
 MODES = ("auto", "never", "require")
 

@@ -83,19 +83,14 @@ KERNELS = {
         ),
     }.items()
 }
-OTHERS = {  # no operator has their arguments yet; `..._add` are the kernels with a residual
-    "standardize_add": """dtype sizes x residual weights mean remainder variance epsilon scale
-        offset activation y""",
-    "forward_add": """dtype sizes x residual weights epsilon scale offset activation mean remainder
-        variance count y""",
-    "backward_add": """dtype sizes x dy y weights count mean remainder variance epsilon scale offset
-        activation live frozen sum_dy sum_dy_xh dx d_residual""",
+OTHERS = {  # torch and JAX have no operators of their arguments
     "backward_sums_add": """dtype sizes x dy y weights mean remainder variance epsilon scale offset
         activation sum_dy sum_dy_xh""",
     "backward_input_add": """dtype sizes x dy y weights count mean remainder variance epsilon scale
         offset activation live frozen sum_dy sum_dy_xh dx d_residual""",
     "remember": """dtype groups columns mean remainder variance count momentum unbiased propagate
-        old_mean old_variance old_skipped new_mean new_variance new_skipped""",
+        old_mean old_variance old_skipped old_updates new_mean new_variance new_skipped
+        new_updates""",
 }
 C_TYPES = {  # of what is no pointer: i int, n int64, d double, s sizes; weights come with theirs
     "dtype": "i", "sizes": "s", "weights": "ps", "epsilon": "d", "activation": "i", "frozen": "i",

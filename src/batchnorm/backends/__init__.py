@@ -26,9 +26,9 @@ PROTOCOL = (
     "aligned", "all_gather", "find_replicas",
     # array operations; `sum`, and `long_sum` and `mean` of many numbers, keep the dimensions
     "add_product", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal",
-    "full", "indices", "is_tensor", "isfinite", "long_sum", "maximum", "mean", "minimum", "near",
-    "ones_like", "pin", "product", "products", "relu", "reshape", "rsqrt", "runtime_shape", "shape",
-    "sqrt", "stop_gradient", "subtract", "sum", "transpose", "where", "zeros_like",
+    "fill", "full", "indices", "is_tensor", "isfinite", "long_sum", "maximum", "mean", "minimum",
+    "near", "ones_like", "pin", "product", "products", "relu", "reshape", "rsqrt", "runtime_shape",
+    "shape", "sqrt", "stop_gradient", "subtract", "sum", "transpose", "where", "zeros_like",
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it
@@ -63,11 +63,12 @@ def _refuse(x: Any, *beside: Mapping[str, Any]) -> NoReturn:
 
 
 def _found(x: Any) -> ModuleType | None:
-    # A framework that was never imported cannot have made x, so none is imported here. The first
-    # call may be one that torch compiles, which follows an import statement alone.
+    # A framework that was never imported cannot have made x, so none is imported here.
     loaded = sys.modules
     if "torch" in loaded and isinstance(x, loaded["torch"].Tensor):
-        if "batchnorm.backends.torch" in loaded:
+        # The first call may be one that torch compiles: it follows an import statement, and would
+        # hold `loaded` to what it was before that.
+        if not loaded["torch"].compiler.is_compiling() and "batchnorm.backends.torch" in loaded:
             return loaded["batchnorm.backends.torch"]
         from batchnorm.backends import torch
 

@@ -59,10 +59,10 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
         shift = ops.cast(ops.near(given, over), dtype)  # a view of x would hold it in 32 bits
     else:
         # NaN where nothing counts must not count
-        x = ops.where(ops.equal(weights, 0), ops.zeros_like(x), x)
+        x = ops.fill(x, ops.equal(weights, 0), 0)
         total = ops.long_sum(weights, over)
         count = ops.broadcast_to(ops.reshape(total, (-1, 1)), (g, 1))
-        divisor = ops.where(ops.equal(total, 0), ops.ones_like(total), total)
+        divisor = ops.fill(total, ops.equal(total, 0), 1)
         shift = ops.pin(ops.long_sum(weights * x, over) / divisor)
 
     def mean_of(values: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def centered_on(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor,
     if weights is None:
         return centered, None
     excluded = ops.equal(weights, 0) & ~ops.isfinite(x)
-    return ops.where(excluded, ops.zeros_like(centered), centered), excluded
+    return ops.fill(centered, excluded, 0), excluded
 
 
 def factors_of(ops: Any, variance: Tensor, scale: Tensor | None, epsilon: Any) -> Factors:
@@ -166,9 +166,7 @@ def inverse_stddev(ops: Any, variance: Tensor, epsilon: float) -> Tensor:
     if isinstance(epsilon, float) and epsilon >= SMALLEST:
         return ops.rsqrt(total)
     constant = ops.equal(total, 0)
-    one = ops.ones_like(total)
-    inverse = ops.rsqrt(ops.where(constant, one, total))
-    return ops.where(constant, ops.zeros_like(total), inverse)
+    return ops.fill(ops.rsqrt(ops.fill(total, constant, 1)), constant, 0)
 
 
 def affine(

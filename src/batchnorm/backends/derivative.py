@@ -68,11 +68,11 @@ def backward(
     centered, excluded = centered_on(ops, x, case, used)
     inverse, slope = factors or factors_of(ops, used.variance, scale, case.epsilon)
     dy = ops.cast(view.apart(ops, dy), ops.dtype(centered))
-    passed = _passed(ops, case, centered, slope, offset)
+    stopped = _stopped(ops, case, centered, slope, offset)
     if excluded is not None:
-        passed = ~excluded if passed is None else passed & ~excluded
-    if passed is not None:
-        dy = ops.where(passed, dy, ops.zeros_like(dy))
+        stopped = excluded if stopped is None else stopped | excluded
+    if stopped is not None:
+        dy = ops.fill(dy, stopped, 0)
     sum_dy, sum_dy_centered = (
         ops.reshape(ops.long_sum(one, view.reduced), (g, c)) for one in (dy, dy * centered)
     )
@@ -101,7 +101,7 @@ def backward(
 
 def _share(ops: Any, count: Tensor, live: Tensor | None) -> Tensor:
     """1 / count, and 0 for the groups without values, or with others' moments."""
-    share = 1.0 / ops.where(ops.equal(count, 0), ops.ones_like(count), count)
+    share = 1.0 / ops.fill(count, ops.equal(count, 0), 1)
     return share if live is None else ops.where(live, share, ops.zeros_like(share))
 
 
@@ -118,10 +118,10 @@ def attached(
     view, weights = case.view, case.weights
     _, g, _, c, _ = view.canonical
     used = Moments(*(None if one is None else ops.stop_gradient(one) for one in used))
-    count = ops.where(ops.equal(used.count, 0), ops.ones_like(used.count), used.count)
+    count = ops.fill(used.count, ops.equal(used.count, 0), 1)
     centered, _ = centered_on(ops, x, case, used)
     if weights is not None:  # a value that does not count may be infinite
-        centered = ops.where(ops.equal(weights, 0), ops.zeros_like(centered), centered)
+        centered = ops.fill(centered, ops.equal(weights, 0), 0)
 
     def average(values: Tensor) -> Tensor:
         values = values if weights is None else weights * values
@@ -139,16 +139,16 @@ def attached(
     return Moments(used.mean, remainder, variance, used.count)
 
 
-def _passed(
+def _stopped(
     ops: Any, case: Case, centered: Tensor, slope: Tensor, offset: Tensor | None
 ) -> Tensor | None:
-    """Where the activation passes a derivative on; None for everywhere."""
+    """Where the activation passes no derivative on; None for nowhere."""
     if case.activation is None:
         return None
     y = centered * case.view.along(ops, slope)
     if offset is not None:
         y = y + case.view.along(ops, offset)
-    return ~(y <= 0)  # NaN passes
+    return y <= 0  # NaN passes
 
 
 def _like(ops: Any, view: Any, total: Tensor, vector: Tensor) -> Tensor:

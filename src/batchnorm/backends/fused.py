@@ -97,7 +97,13 @@ class Steps:
         return self.standardize(x, case, used, scale, offset, frozen=True)
 
     def remember(
-        self, state: Any, measured: Moments, momentum: float, unbiased: bool, propagate: bool
+        self,
+        state: Any,
+        measured: Moments,
+        momentum: float,
+        unbiased: bool,
+        propagate: bool,
+        filled: bool,
     ) -> Any:
         return self.calls.remember(state, measured, momentum, unbiased, propagate)
 

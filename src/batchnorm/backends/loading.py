@@ -5,8 +5,27 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import re
+import sys
 
 from batchnorm._native.library import KernelsUnavailable, mode
+
+# The releases that a binding knows: from the oldest it was tried with (tests/lowest.txt) to below
+# the one that may break what it stands on: XLA's FFI, TensorFlow's C API, torch.library.
+KNOWN = {"jax": ((0, 10), (1, 0)), "tensorflow": ((2, 20), (3, 0)), "torch": ((2, 13), (3, 0))}
+
+
+def unknown(framework: str) -> str | None:
+    """Why the binding does not know this release of its framework; None where it does."""
+    version = sys.modules[framework].__version__
+    oldest, beyond = KNOWN[framework]
+    if oldest <= tuple(map(int, re.findall(r"\d+", version)[:2])) < beyond:
+        return None
+    known = f"from {oldest[0]}.{oldest[1]} to below {beyond[0]}.{beyond[1]}"
+    return (
+        f"The kernels' binding knows {framework} {known}; got {version}. Install one of these, or "
+        "a batchnorm that knows it."
+    )
 
 
 @functools.cache
@@ -17,6 +36,8 @@ def load_operators(framework: str) -> str | None:
         RuntimeError: BATCHNORM_KERNELS=require, and there are none.
     """
     try:
+        if reason := unknown(framework):
+            raise KernelsUnavailable(reason)
         importlib.import_module(f"batchnorm.backends.{framework}.kernels")
     except KernelsUnavailable as error:
         if mode() == "require":

@@ -69,9 +69,19 @@ class Steps:
         return activated(self.ops, y, case.activation)
 
     def remember(
-        self, state: Any, measured: Moments, momentum: float, unbiased: bool, propagate: bool
+        self,
+        state: Any,
+        measured: Moments,
+        momentum: float,
+        unbiased: bool,
+        propagate: bool,
+        filled: bool,
     ) -> Any:
-        """The plain moving averages after a step, where every channel has values; None: not so."""
+        """The plain moving averages after a step; None for a state that is laid out otherwise.
+
+        Args:
+            filled: whether every channel is known to have values.
+        """
         if self._remember is None:
             return None
-        return self._remember(state, measured, momentum, unbiased, propagate)
+        return self._remember(state, measured, momentum, unbiased, propagate, filled)

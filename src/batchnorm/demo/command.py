@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 # What it imports beside the framework, and the extra that brings it.
-_MODULES = {"keras": "{backend}", "matplotlib": "demo", "sklearn": "demo"}
+_MODULES = {"keras": "keras", "matplotlib": "demo", "sklearn": "demo"}
 
 
 class Backend(StrEnum):
@@ -45,8 +45,7 @@ def demo(
 
 def missing(backend: Backend) -> str | None:
     """Sentence that says what `demo` lacks and how to install it, or None."""
-    extras = {backend.value: backend.value}
-    extras |= {module: extra.format(backend=backend) for module, extra in _MODULES.items()}
+    extras = {backend.value: backend.value, **_MODULES}
     missing = [module for module in extras if importlib.util.find_spec(module) is None]
     if not missing:
         return None

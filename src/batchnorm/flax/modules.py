@@ -103,7 +103,8 @@ class BatchNorm(nnx.BatchNorm):
             for name, ours in held.items():
                 variable = getattr(self, ours)
                 value = jnp.reshape(new[name], state[name].shape)
-                variable[...] = jax.lax.stop_gradient(jnp.asarray(value, state[name].dtype))
+                value = jnp.asarray(value, state[name].dtype)
+                variable.set_value(jax.lax.stop_gradient(value))
         return y
 
     @staticmethod

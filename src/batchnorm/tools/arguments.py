@@ -66,6 +66,15 @@ def arguments_of(module: Any, batch: Any, owner: str) -> Arguments:
     )
 
 
+def required(module: Any) -> set[str]:
+    """The names of what `forward` cannot be called without."""
+    return {
+        one.name
+        for one in _parameters(module)
+        if one.default is one.empty and one.kind in _BY_PLACE
+    }
+
+
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 

@@ -1,11 +1,13 @@
 """The commands of the tools: `batchnorm inspect`, `reestimate`, `repair`, `fold`, `explain`.
 
-Each loads a model's file, works, prints, and says how it ended. Exit codes: 0 all is well, 1 the
+Each loads a model's file, or calls the function that makes it, works, prints, and says how it
+ended. Exit codes: 0 all is well, 1 the
 inspector found what `--fail-on` names (or a layer was not folded, or something is still poisoned),
 2 the arguments are wrong or a file cannot be read. A command imports its tool when it runs, so that
 `--help` answers at once.
 """
 
+import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -13,8 +15,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-
-from batchnorm.tools.loading import load_data, load_model
 
 OK, FOUND, WRONG = 0, 1, 2
 
@@ -36,12 +36,21 @@ class FailOn(StrEnum):
     never = "never"
 
 
-_Model = Annotated[Path, typer.Argument(metavar="MODEL.keras", help="A saved Keras model.")]
+_Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A saved Keras model (.keras), or module:function, which returns a Keras model or a "
+        "PyTorch module.",
+    ),
+]
 _Data = Annotated[
     str, typer.Option(help="A .npy or .npz file, or module:function, which returns the data.")
 ]
 _MaybeData = Annotated[str | None, typer.Option(help="As for inspect; may be left out.")]
-_Out = Annotated[Path, typer.Option(help="Where to save the new model.")]
+_Out = Annotated[
+    Path, typer.Option(help="Where to save the new model: .keras, or .pt for a state_dict.")
+]
 _BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a batch, where data is an array.")]
 _Steps = Annotated[int | None, typer.Option(min=1, help="Batches to read at most.")]
 _Unsafe = Annotated[
@@ -63,8 +72,14 @@ def inspect(
 
     def work(console: Console) -> int:
         from batchnorm.tools.inspection import inspect as inspect_
+        from batchnorm.tools.saving import check_ending, check_place
 
-        report = inspect_(load_model(model, unsafe), load_data(data), steps, batch_size=batch_size)
+        for option, path in (("html", html), ("json", json)):
+            if path is not None:
+                check_place(path, f"--{option}")
+                check_ending(path, f"--{option}", f".{option}")
+        loaded, _, given = _loaded(model, data, unsafe)
+        report = inspect_(loaded, given, steps, batch_size=batch_size)
         console.print(report)
         for path in filter(None, (html, json)):
             console.print(f"Wrote {report.save(path)}.", soft_wrap=True)
@@ -90,17 +105,17 @@ def reestimate(
     def work(console: Console) -> int:
         from batchnorm.tools.reestimation import reestimate as reestimate_
 
-        loaded = load_model(model, unsafe)
+        loaded, source, given = _loaded(model, data, unsafe, out)
         done = reestimate_(
             loaded,
-            load_data(data),
+            given,
             steps=steps,
             method=method.value,
             batch_size=batch_size,
             layer_by_layer=layer_by_layer,
         )
         console.print(done.table())
-        return _save(loaded, out, console)
+        return _save(loaded, out, console, source)
 
     _end_with(work)
 
@@ -118,11 +133,10 @@ def repair(
     def work(console: Console) -> int:
         from batchnorm.tools.repairing import repair as repair_
 
-        loaded = load_model(model, unsafe)
-        given = None if data is None else load_data(data)
+        loaded, source, given = _loaded(model, data, unsafe, out)
         done = repair_(loaded, given, steps, batch_size=batch_size)
         console.print(str(done), markup=False, highlight=False, soft_wrap=True)
-        _save(loaded, out, console)
+        _save(loaded, out, console, source)
         return FOUND if done.still or done.parameters else OK
 
     _end_with(work)
@@ -140,11 +154,22 @@ def fold(
 
     def work(console: Console) -> int:
         from batchnorm.tools.folding import fold as fold_
+        from batchnorm.tools.norms import is_keras
+        from batchnorm.tools.saving import is_compiled
 
-        given = None if data is None else load_data(data)
-        folded = fold_(load_model(model, unsafe), given, steps, batch_size=batch_size)
+        loaded, source, given = _loaded(model, data, unsafe, out)
+        if not is_keras(loaded):
+            raise ValueError(
+                f"batchnorm: MODEL must be a Keras model to be folded into a file; got "
+                f"{type(loaded).__name__}. In Python, batchnorm.fold(model, data) returns a "
+                "torch.fx.GraphModule; save it with torch.export or torch.save."
+            )
+        folded = fold_(loaded, given, steps, batch_size=batch_size)
         console.print(folded.folding.table())
         _save(folded, out, console)
+        if source is not None and is_compiled(source):
+            lost = f"the optimizer and the compilation of {source}"
+            console.print(f"It is for inference: {lost} are not in it.", soft_wrap=True)
         return FOUND if folded.folding.refused else OK
 
     _end_with(work)
@@ -156,11 +181,26 @@ def explain(model: _Model, unsafe: _Unsafe = False) -> None:
     def work(console: Console) -> int:
         from batchnorm.tools.explanation import explain as explain_
 
-        words = explain_(load_model(model, unsafe))
+        words = explain_(_loaded(model, None, unsafe)[0])
         console.print(words, markup=False, highlight=False, soft_wrap=True)
         return OK
 
     _end_with(work)
+
+
+def _loaded(
+    model: str, data: str | None, unsafe: bool, out: Path | None = None
+) -> tuple[Any, Path | None, Any]:
+    """The model, the file that it is from, and the data; the place of `--out` is checked first."""
+    from batchnorm.tools.loading import fitted, load_data, load_model
+    from batchnorm.tools.saving import check_out, check_place
+
+    if out is not None:
+        check_place(out, "--out")
+    loaded, source = load_model(model, unsafe)
+    if out is not None:
+        check_out(loaded, out)
+    return loaded, source, None if data is None else fitted(loaded, load_data(data))
 
 
 def _end_with(work: Callable[[Console], int]) -> None:
@@ -168,12 +208,31 @@ def _end_with(work: Callable[[Console], int]) -> None:
     try:
         code = work(Console())
     except (TypeError, ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        console = Console(stderr=True)
+        console.print(_sentence(error), markup=False, highlight=False, soft_wrap=True)
         code = WRONG
     raise typer.Exit(code)
 
 
-def _save(model: Any, out: Path, console: Console) -> int:
-    model.save(out)
+def _sentence(error: Exception) -> str:
+    """An error of ours as it is; of one that the model raised, its kind and its first line."""
+    from batchnorm.tools.forward import run_model
+
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = Path(__file__).parents[1]
+    if run_model.__code__ not in codes or ours in Path(codes[-1].co_filename).parents:
+        return str(error)
+    line = next((one.strip() for one in str(error).splitlines() if one.strip()), "")
+    return (
+        f"batchnorm: --data must be what the model can be called with; it raised "
+        f"{type(error).__name__}: {line.rstrip('.')}. Data are rows of examples: one example needs "
+        "an axis in front, x[None]."
+    )
+
+
+def _save(model: Any, out: Path, console: Console, source: Path | None = None) -> int:
+    from batchnorm.tools.saving import save
+
+    save(model, out, source)
     console.print(f"Wrote {out}.", soft_wrap=True)
     return OK

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from batchnorm.tools.arguments import arguments_of
-from batchnorm.tools.norms import is_keras, is_nnx, is_tensor_of_torch
+from batchnorm.tools.norms import is_keras, is_linen, is_nnx, is_tensor_of_torch
 
 # A function of the model and a batch that calls the model.
 Caller = Callable[[Any, Any], Any]
@@ -87,7 +87,7 @@ class Batches:
         """What the model is called with."""
         if self.call is not None:
             x = batch
-        elif is_keras(self._model):
+        elif is_keras(self._model) or is_linen(self._model):
             x = _inputs(batch)
         else:
             x = arguments_of(self._model, batch, self._owner)
@@ -216,7 +216,7 @@ def _for_model(model: Any, x: Any) -> Any:
             return leaf.detach().cpu().numpy() if is_tensor_of_torch(leaf) else np.asarray(leaf)
 
         return _map(x, host)
-    if is_nnx(model):
+    if is_nnx(model) or is_linen(model):
         import jax.numpy as jnp
 
         return _map(x, lambda leaf: jnp.asarray(leaf) if _is_array(leaf) else leaf)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from batchnorm.tools.result import Result, new_table
 
-from batchnorm.tools.result import Result
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class Folding(Result):
 
     def table(self) -> Table:
         words = "" if self.difference is None else f"; outputs differ by {self.difference:.1e}"
-        title = f"Folded {len(self.folded)}, kept {len(self.refused)}{words}"
-        result = Table(title=title, title_justify="left")
+        result = new_table(f"Folded {len(self.folded)}, kept {len(self.refused)}{words}")
         result.add_column("layer", no_wrap=True)
         result.add_column("into, or why not")
         for name, into in self.folded:

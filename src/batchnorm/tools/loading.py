@@ -1,4 +1,4 @@
-"""What the commands are given, from files: a model and its data."""
+"""What the commands are given, from files and functions: a model and its data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from batchnorm.tools.arguments import required
+from batchnorm.tools.norms import is_keras
 
-def load_model(path: Path, unsafe: bool) -> Any:
-    """The Keras model of a file, in safe mode unless told otherwise.
+
+def load_model(text: str, unsafe: bool) -> tuple[Any, Path | None]:
+    """The Keras model of a file and its path, or what `module:function` returns and None.
+
+    A file is loaded in safe mode unless told otherwise, and not compiled.
 
     Raises:
-        ValueError: the file is not there, or holds no model that can be loaded like this.
+        ValueError: the file is not there, or holds no model that can be loaded like this; or the
+            function raised something.
     """
+    path = Path(text)
+    if ":" in text and not path.exists():
+        return _called(text, "MODEL", "a model"), None
+    return _keras_model(path, unsafe), path
+
+
+def _keras_model(path: Path, unsafe: bool) -> Any:
     import keras
 
     import batchnorm.keras  # noqa: F401  # registers our layers
@@ -44,8 +57,8 @@ def load_model(path: Path, unsafe: bool) -> Any:
 def load_data(text: str) -> Any:
     """Data from a `.npy` or `.npz` file, or what `module:function` returns.
 
-    An `.npz` file with one array is that array; with `x` it is x; else a dictionary of inputs.
-    Pickled objects are never loaded. A module is looked for in the working directory too.
+    An `.npz` file with one array is that array, else a dictionary of them: see `fitted`. Pickled
+    objects are never loaded. A module is looked for in the working directory too.
 
     Raises:
         ValueError: it is none of these, or cannot be read, or the function raised something.
@@ -64,23 +77,27 @@ def load_data(text: str) -> Any:
             raise ValueError(
                 f"batchnorm: --data must be a file of plain arrays; got '{text}'. {error}"
             ) from error
-        if "x" in arrays:
-            return arrays["x"]
         return next(iter(arrays.values())) if len(arrays) == 1 else arrays
     module, _, name = text.partition(":")
     if not module or not name:
         raise ValueError(
             f"batchnorm: --data must be a .npy or .npz file, or module:function; got '{text}'."
         )
+    return _called(text, "--data", "data")
+
+
+def _called(text: str, option: str, what: str) -> Any:
+    """What the function `module:function` returns, of the working directory too."""
+    module, _, name = text.partition(":")
     sys.path.insert(0, "")
     try:
-        return _data_of(_function(module, name), text)
+        return _result(_function(module, name, option), text, option, what)
     finally:
         sys.path.remove("")
 
 
-def _function(module: str, name: str) -> Callable[[], Any]:
-    wrong = f"batchnorm: --data must name a function that can be imported; got '{module}:{name}'."
+def _function(module: str, name: str, option: str) -> Callable[[], Any]:
+    wrong = f"batchnorm: {option} must name a function that can be imported; got '{module}:{name}'."
     try:
         function = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
@@ -92,14 +109,68 @@ def _function(module: str, name: str) -> Callable[[], Any]:
     return function
 
 
-def _data_of(function: Callable[[], Any], text: str) -> Any:
+def _result(function: Callable[[], Any], text: str, option: str, what: str) -> Any:
     try:
         return function()
     except Exception as error:  # the user's code
         raise ValueError(
-            f"batchnorm: --data must name a function that returns data; got '{text}', which "
+            f"batchnorm: {option} must name a function that returns {what}; got '{text}', which "
             f"raised:\n{_where(error)}"
         ) from error
+
+
+def fitted(model: Any, data: Any) -> Any:
+    """The data as this model takes it.
+
+    Of several arrays in a dictionary those go in that have the names of the model's inputs; where
+    some input has none, the array `x` is the data.
+
+    Raises:
+        ValueError: a Keras model with known inputs gets none for one of them, or another shape.
+    """
+    if not isinstance(data, dict) and not hasattr(data, "shape"):
+        return data
+    if not is_keras(model):
+        named = isinstance(data, dict) and required(model) <= data.keys()
+        return data if named or "x" not in data else data["x"]
+    shapes = {one.name: tuple(one.shape) for one in getattr(model, "inputs", None) or []}
+    if isinstance(data, dict) and "x" in data and not shapes.keys() <= data.keys():
+        data = data["x"]
+    if not shapes:  # a model of its own kind, which says nothing of its inputs
+        return data
+    if not isinstance(data, dict):
+        _check_shape("an array", data, next(iter(shapes.values())), len(shapes))
+        return data
+    if missing := [name for name in shapes if name not in data]:
+        names = "x=..." if len(shapes) == 1 else ", ".join(f"{name}=..." for name in shapes)
+        raise ValueError(
+            f"batchnorm: --data must hold an array for each input of the model; got "
+            f"{', '.join(data)} and none for {', '.join(missing)}. Save it with "
+            f"np.savez(file, {names})."
+        )
+    for name, shape in shapes.items():
+        _check_shape(name, data[name], shape, 1)
+    return {name: data[name] for name in shapes}  # the others are labels, or something else
+
+
+def _check_shape(name: str, array: Any, shape: tuple[int | None, ...], inputs: int) -> None:
+    if inputs > 1:
+        raise ValueError(
+            f"batchnorm: --data must hold an array for each of the {inputs} inputs of the model; "
+            "got one. Save them with np.savez(file, name=...) under the names of the inputs."
+        )
+    got = tuple(array.shape)
+    wrong = f"batchnorm: --data must hold rows of shape {shape[1:]}; got {name} of shape {got}."
+    if _fits(got, shape):
+        return
+    if _fits(got, shape[1:]):
+        raise ValueError(f"{wrong} That is one example: save it with an axis in front, x[None].")
+    raise ValueError(wrong)
+
+
+def _fits(got: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    pairs = zip(got, shape, strict=False)
+    return len(got) == len(shape) and all(known in (None, size) for size, known in pairs)
 
 
 def _where(error: Exception) -> str:

@@ -23,6 +23,25 @@ from batchnorm.backends.composite import Case, statistics_dtype
 Array = np.ndarray
 SETTLED = 1e-8  # what may be left of a zero-debiased average's start
 
+# `statistics` and `update_statistics`; layers that have no such options know the first two.
+Stance = tuple[str, bool | str]
+AUTO: Stance = ("auto", "auto")
+HELD: Stance = ("moving", False)
+
+# What a layer does that has no option for it.
+DEFAULTS: dict[str, Any] = {
+    "renorm": False,
+    "renorm_clipping": None,
+    "renorm_momentum": 0.99,
+    "virtual_batch_size": None,
+    "ghost_order": "strided",
+    "adjustment": None,
+    "pooled_moving_variance": False,
+    "on_nonfinite": "propagate",
+    "zero_debias": False,
+    "activation": None,
+}
+
 
 def said_trained(scale: bool, center: bool, trains: bool) -> str:
     """A sentence on gamma and beta."""
@@ -47,8 +66,16 @@ class Norm:
         unbiased: whether it remembers the variance divided by N - 1.
         momentum: the share of the old statistics that an update keeps; None where it is no number.
         initial: mean and variance before the first update; None where they are not constants.
+        framework: the one that it is of, in a word.
+        stances: those that it can take; None for any.
+        takes: the options that it has and that can be set at any time.
+        cumulative: whether it can average everything since its start (momentum None).
     """
 
+    framework: str
+    stances: tuple[Stance, ...] | None = (AUTO, HELD)
+    takes: frozenset[str] = frozenset(("momentum", "epsilon"))
+    cumulative = False
     unbiased = False
     momentum: float | None
     epsilon: float
@@ -72,6 +99,10 @@ class Norm:
 
         which: a mask of channels; the others keep all that they have.
         """
+        self.put(self.agreeing(mean, variance), which)
+
+    def put(self, values: dict[str, Array], which: Array | None = None) -> None:
+        """Remembers these, in the core's names; what it does not hold follows from the others."""
         raise NotImplementedError
 
     def device_statistics(self, dtype: str) -> tuple[Any, Any]:
@@ -84,6 +115,10 @@ class Norm:
 
     def host_parameters(self) -> tuple[Array | None, Array | None]:
         """Gamma and beta; None for the one that the layer has not."""
+        raise NotImplementedError
+
+    def set_host_parameters(self, gamma: Array | None, beta: Array | None) -> None:
+        """Makes these gamma and beta; None for the one that the layer has not."""
         raise NotImplementedError
 
     def affine(self) -> tuple[Array, Array]:
@@ -139,6 +174,9 @@ class Norm:
     def updates(self) -> int | None:
         """How many updates the layer has counted; None where nothing counts them."""
         return None
+
+    def set_updates(self, count: int) -> None:
+        """Counts so many updates, where the layer counts them."""
 
     def skipped(self) -> int:
         """How many updates were refused for not being finite, in the worst channel."""
@@ -210,6 +248,34 @@ class Norm:
     def set_mode(self, mode: Any) -> None:
         """What `mode` returned."""
         raise NotImplementedError
+
+    # What another kind can take over from it, in the core's names and conventions
+
+    def options(self) -> dict[str, Any]:
+        """Its options; those that layers of its kind lack are as `DEFAULTS` has them."""
+        return DEFAULTS | {
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "unbiased_moving_variance": self.unbiased,
+        }
+
+    def set_option(self, name: str, value: Any) -> None:
+        setattr(self.layer, name, value)
+
+    def stance(self) -> Stance:
+        """What normalizes and what is remembered, whatever the mode of the model is."""
+        return AUTO
+
+    def take_stance(self, stance: Stance) -> None:
+        self.freeze("statistics", stance == HELD)
+
+    def trains(self) -> bool | None:
+        """Whether gamma and beta are trained; None where the layer does not say."""
+        raise NotImplementedError
+
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the axes that keep their own statistics."""
+        return (len(self.host_statistics()[0]),)
 
     # In words, in the convention of its framework
 

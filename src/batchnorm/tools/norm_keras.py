@@ -10,11 +10,12 @@ import numpy as np
 
 from batchnorm import _axes
 from batchnorm._moments import Moments
-from batchnorm._plan import Plan, decide
-from batchnorm.backends import why_not
-from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
+from batchnorm._plan import Plan
+from batchnorm.tools.norm import AUTO, HELD, Array, Frozen, Norm, Stance, said_trained
+from batchnorm.tools.norm_own import Own
 
 _CONSTANTS = {"Zeros": 0.0, "Ones": 1.0}
+_OF_RENORM = ("renorm", "renorm_clipping", "renorm_momentum")
 _UNFREEZE = "batchnorm.unfreeze(model)"
 
 
@@ -28,6 +29,9 @@ def norm_of(layer: Any, name: str) -> Norm:
 class KerasNorm(Norm):
     """Keras' own layer, on any backend."""
 
+    framework = "Keras"
+    takes = Norm.takes | set(_OF_RENORM)
+
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__(layer, name)
         self.momentum = _number(layer.momentum)
@@ -39,8 +43,8 @@ class KerasNorm(Norm):
     def host_statistics(self) -> tuple[Array, Array]:
         return _flat(self.layer.moving_mean), _flat(self.layer.moving_variance)
 
-    def set_host_statistics(self, mean: Array, variance: Array, which: Array | None = None) -> None:
-        for name, value in self.agreeing(mean, variance).items():
+    def put(self, values: dict[str, Array], which: Array | None = None) -> None:
+        for name, value in values.items():
             variable = getattr(self.layer, name)
             kept = value if which is None else np.where(which, value, _flat(variable))
             variable.assign(kept.reshape(variable.shape).astype(variable.dtype))
@@ -61,6 +65,11 @@ class KerasNorm(Norm):
     def host_parameters(self) -> tuple[Array | None, Array | None]:
         gamma, beta = self.layer.gamma, self.layer.beta
         return None if gamma is None else _flat(gamma), None if beta is None else _flat(beta)
+
+    def set_host_parameters(self, gamma: Array | None, beta: Array | None) -> None:
+        for variable, value in ((self.layer.gamma, gamma), (self.layer.beta, beta)):
+            if value is not None:
+                variable.assign(value.reshape(variable.shape).astype(variable.dtype))
 
     def host_memory(self) -> dict[str, Array]:
         shape = self.layer.moving_mean.shape
@@ -120,6 +129,25 @@ class KerasNorm(Norm):
     def set_mode(self, mode: Any) -> None:
         self.layer.trainable = mode
 
+    def options(self) -> dict[str, Any]:
+        names = ("momentum", *(name for name in _OF_RENORM if hasattr(self.layer, name)))
+        return super().options() | {name: getattr(self.layer, name) for name in names}
+
+    def stance(self) -> Stance:
+        return AUTO if self.layer.trainable else HELD
+
+    def take_stance(self, stance: Stance) -> None:
+        self.layer.trainable = stance == AUTO
+
+    def trains(self) -> bool | None:
+        return bool(self.layer.trainable)
+
+    def sizes(self) -> tuple[int, ...]:
+        shape = self.layer.moving_mean.shape
+        if len(shape) == 1:
+            return tuple(shape)
+        return tuple(shape[axis] for axis in sorted(self.axes(len(shape))))
+
     def sentences(self) -> list[str]:
         cases = [self.does(training) for training in (True, False)]
         causes = self._causes()
@@ -128,7 +156,7 @@ class KerasNorm(Norm):
             words = f"With training=True and False alike it {cases[0]}{because}."
         else:
             words = f"With training=True it {cases[0]}; with training=False it {cases[1]}{because}."
-        return [words, said_trained(self.layer.scale, self.layer.center, self._trains())]
+        return [words, said_trained(self.layer.scale, self.layer.center, bool(self.trains()))]
 
     def said_share(self) -> str:
         share = self.momentum
@@ -138,9 +166,6 @@ class KerasNorm(Norm):
         """What is not as usual and decides."""
         causes = [] if self.layer.trainable else ["trainable=False"]
         return [*causes, "momentum=1"] if self.momentum == 1 else causes
-
-    def _trains(self) -> bool:
-        return bool(self.layer.trainable)
 
     def how_to_update(self) -> str:
         return (
@@ -160,13 +185,19 @@ class KerasNorm(Norm):
         return super().measured(keras.ops.cast(x, self.layer.compute_dtype), mask, batch_weights)
 
 
-class OwnNorm(KerasNorm):
+class OwnNorm(Own, KerasNorm):
     """Our Keras layer, V1's too."""
+
+    cumulative = True
+    takes = Own.takes | {"unbiased_moving_variance"}
 
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__(layer, name)
-        self._options = layer._options()  # as the layer itself reads them: V1 has its own view
         self.unbiased = self._options.unbiased_moving_variance
+
+    @property
+    def _options(self) -> Any:
+        return self.layer._options()  # as the layer itself reads them: V1 has its own view
 
     def updates(self) -> int | None:
         return int(_array(self.layer.num_updates))
@@ -174,22 +205,31 @@ class OwnNorm(KerasNorm):
     def skipped(self) -> int:
         return int(_array(self.layer.skipped_updates).max(initial=0))
 
-    def decides(self, training: bool) -> tuple[bool, bool]:
-        options = self._options
-        live = bool(self.layer._training(training))
-        batch, update = decide(options.statistics, options.update_statistics, live)
-        return batch, update and self.momentum != 1
+    @property
+    def backend(self) -> str:
+        name: str = keras.backend.backend()
+        return name
 
-    def group_size(self) -> int | None:
-        return self.layer.virtual_batch_size
+    def switches(self) -> Stance:
+        return self._options.statistics, self._options.update_statistics
 
-    def own_training(self) -> bool:
-        layer = self.layer
-        return layer.renorm or layer.adjustment is not None or layer.virtual_batch_size is not None
+    def live(self, training: bool) -> bool:
+        return bool(self.layer._training(training))
 
-    def debias(self) -> bool | str:
-        kind: bool | str = self.layer.zero_debias
-        return kind
+    def take_stance(self, stance: Stance) -> None:
+        self.layer.trainable = True  # what is trained is said by train_parameters
+        super().take_stance(stance)
+
+    def options(self) -> dict[str, Any]:
+        known = {keras.activations.linear: None, keras.activations.relu: "relu"}
+        activation = self.layer.activation
+        return super().options() | {"activation": known.get(activation, activation)}
+
+    def set_option(self, name: str, value: Any) -> None:
+        setattr(self.layer, name, keras.activations.get(value) if name == "activation" else value)
+
+    def set_updates(self, count: int) -> None:
+        self.layer.num_updates.assign(count)
 
     def last_plan(self) -> Plan | None:
         return next(reversed(self._options.plans.values()), None)
@@ -202,11 +242,6 @@ class OwnNorm(KerasNorm):
         if not self.layer.trainable:
             return Frozen("trainable=False", "set trainable=True on the layer")
         return super().frozen()
-
-    def path(self) -> tuple[str, str | None]:
-        reason = "fused is False." if self.layer.fused is False else None
-        reason = reason or why_not(keras.backend.backend())
-        return "composite operations" if reason else "fused kernels", reason
 
     def why_not_freeze(self, what: str) -> str | None:
         return None
@@ -232,7 +267,7 @@ class OwnNorm(KerasNorm):
         frozen = [] if self.layer.trainable else ["trainable=False"]
         return [*frozen, *given, *(["momentum=1"] if self.momentum == 1 else [])]
 
-    def _trains(self) -> bool:
+    def trains(self) -> bool | None:
         return bool(self.layer.trainable and self.layer.train_parameters)
 
 

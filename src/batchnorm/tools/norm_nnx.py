@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,21 +12,32 @@ import numpy as np
 from flax import nnx
 
 from batchnorm import _axes
-from batchnorm._plan import decide
-from batchnorm.backends import why_not
-from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
+from batchnorm.flax.options import COUNTERS, hashable
+from batchnorm.tools.norm import AUTO, HELD, Array, Frozen, Norm, Stance, said_trained
+from batchnorm.tools.norm_own import Own
 
-COUNTERS = ("num_updates", "skipped_updates")
 MODES = ("use_running_average", "deterministic")  # what `train()` and `eval()` set
 
 
 def modules(model: Any) -> dict[str, Any]:
-    """The batch normalizations, by their path in the model."""
-    return {
-        ".".join(map(str, path)) or type(module).__name__: module
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, nnx.BatchNorm)
-    }
+    """The batch normalizations, by their path in the model, in the order of its attributes."""
+    found = [one for one in nnx.iter_modules(model) if isinstance(one[1], nnx.BatchNorm)]
+    found.sort(key=lambda one: _place(model, one[0]))  # nnx sorts them by name
+    return {".".join(map(str, path)) or type(module).__name__: module for path, module in found}
+
+
+def _place(node: Any, path: tuple[Any, ...]) -> list[int]:
+    """Where a path leads, by the numbers of attributes, keys and items in each object."""
+    result = []
+    for part in path:
+        if isinstance(part, int):
+            result.append(part)
+        else:
+            keys = list(node if isinstance(node, Mapping) else vars(node))
+            result.append(keys.index(part) if part in keys else len(keys))
+        own = isinstance(part, str) and hasattr(node, part)
+        node = getattr(node, part) if own else node[part]
+    return result
 
 
 def norm_of(module: Any, name: str) -> Norm:
@@ -39,6 +50,9 @@ def norm_of(module: Any, name: str) -> Norm:
 class NnxNorm(Norm):
     """flax's own `nnx.BatchNorm`."""
 
+    framework = "flax"
+    stances: tuple[Stance, ...] | None = (AUTO,)
+
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__(layer, name)
         self.momentum, self.epsilon = layer.momentum, layer.epsilon
@@ -50,10 +64,10 @@ class NnxNorm(Norm):
     def host_statistics(self) -> tuple[Array, Array]:
         return _flat(self.layer.mean), _flat(self.layer.var)
 
-    def set_host_statistics(self, mean: Array, variance: Array, which: Array | None = None) -> None:
+    def put(self, values: dict[str, Array], which: Array | None = None) -> None:
         held = self._remembering()
-        for name, value in self.agreeing(mean, variance).items():
-            if name in held:  # what follows from the others is not stored
+        for name, value in values.items():
+            if name in held:
                 old = _flat(held[name])
                 _put(held[name], value if which is None else np.where(which, value, old))
 
@@ -73,6 +87,11 @@ class NnxNorm(Norm):
     def host_parameters(self) -> tuple[Array | None, Array | None]:
         gamma, beta = self.layer.scale, self.layer.bias
         return None if gamma is None else _flat(gamma), None if beta is None else _flat(beta)
+
+    def set_host_parameters(self, gamma: Array | None, beta: Array | None) -> None:
+        for variable, value in ((self.layer.scale, gamma), (self.layer.bias, beta)):
+            if value is not None:
+                _put(variable, value)
 
     def memory(self) -> list[Any]:
         return [one[...] for one in self._variables()]
@@ -117,6 +136,15 @@ class NnxNorm(Norm):
     def set_mode(self, mode: Any) -> None:
         """Nothing: nothing was frozen."""
 
+    def sizes(self) -> tuple[int, ...]:
+        shape, axis = self.layer.mean[...].shape, self.layer.axis
+        several = 1 if isinstance(axis, int) else len(axis)
+        # nnx knows their product only
+        return shape if several == len(shape) else (-1,) * (several - 1) + shape
+
+    def trains(self) -> bool | None:
+        return None  # nnx.grad and the optimizer are told
+
     def sentences(self) -> list[str]:
         words = [f"With use_running_average={not on} it {self.does(on)}." for on in (True, False)]
         if (moving := self.layer.use_running_average) is not None:
@@ -136,12 +164,16 @@ class NnxNorm(Norm):
         return _axes.resolve(self.layer.axis, rank, self.owner)
 
 
-class OwnNnxNorm(NnxNorm):
+class OwnNnxNorm(Own, NnxNorm):
     """A module of batchnorm.flax."""
+
+    backend = "jax"
+    takes = Own.takes | {"unbiased_moving_variance"}
 
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__(layer, name)
         self.unbiased = layer.unbiased_moving_variance
+        self.cumulative = hasattr(layer, "num_updates")
 
     def _variables(self) -> list[Any]:
         held = [getattr(self.layer, name, None) for name in COUNTERS]
@@ -150,7 +182,7 @@ class OwnNnxNorm(NnxNorm):
     def _remembering(self) -> dict[str, Any]:
         held = {
             name: one
-            for name, one in vars(self.layer).items()
+            for name, one in sorted(vars(self.layer).items())  # nnx puts them in other orders
             if isinstance(one, nnx.BatchStat) and name not in ("mean", "var", *COUNTERS)
         }
         return super()._remembering() | held
@@ -163,39 +195,23 @@ class OwnNnxNorm(NnxNorm):
         count = getattr(self.layer, "skipped_updates", None)
         return 0 if count is None else int(count[...].max())
 
-    def decides(self, training: bool) -> tuple[bool, bool]:
-        batch, update = decide(self.layer.statistics, self.layer.update_statistics, training)
-        return batch, update and self.momentum != 1
+    def set_updates(self, count: int) -> None:
+        if (variable := getattr(self.layer, "num_updates", None)) is not None:
+            _put(variable, count)
 
-    def group_size(self) -> int | None:
-        size: int | None = self.layer.virtual_batch_size
-        return size
-
-    def renorm(self) -> bool:
-        return bool(self.layer.renorm)
-
-    def debias(self) -> bool | str:
-        kind = self.layer.zero_debias
-        return "mean" if kind is True else kind
-
-    def own_training(self) -> bool:
-        layer = self.layer
-        return self.renorm() or layer.adjustment is not None or self.group_size() is not None
+    def set_option(self, name: str, value: Any) -> None:
+        setattr(self.layer, name, hashable(value) if name == "renorm_clipping" else value)
 
     def frozen(self) -> Frozen | None:
         if self.layer.statistics == "moving" or self.layer.update_statistics is False:
             return Frozen("update_statistics=False", "batchnorm.unfreeze(model, 'statistics')")
         return super().frozen()
 
-    def path(self) -> tuple[str, str | None]:
-        reason = "fused is False." if self.layer.fused is False else why_not("jax")
-        return "composite operations" if reason else "fused kernels", reason
-
     def why_not_freeze(self, what: str) -> str | None:
         return None if what == "statistics" else super().why_not_freeze(what)
 
     def freeze(self, what: str, on: bool) -> None:
-        self.set_mode(("moving", False) if on else ("auto", "auto"))
+        self.set_mode(HELD if on else AUTO)
 
     def mode(self) -> Any:
         return self.layer.statistics, self.layer.update_statistics

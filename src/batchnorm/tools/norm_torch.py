@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 import torch
 
-from batchnorm._plan import Plan, decide
-from batchnorm.backends import why_not
-from batchnorm.tools.norm import Array, Frozen, Norm, said_trained
+from batchnorm.tools.norm import AUTO, HELD, Array, Frozen, Norm, Stance, said_trained
 from batchnorm.tools.staying import Staying, stay
 
 BASE = torch.nn.modules.batchnorm._BatchNorm
@@ -37,13 +34,6 @@ def is_built(module: Any) -> bool:
     return not isinstance(module.running_mean, torch.nn.parameter.UninitializedBuffer)
 
 
-def norm_of(module: Any, name: str, training: bool) -> Norm:
-    """The module as what it is: ours, or torch's own."""
-    ours = sys.modules.get("batchnorm.torch.modules")
-    own = ours is not None and isinstance(module, ours.Modes)
-    return (OwnTorchNorm if own else TorchNorm)(module, name, training)
-
-
 class TorchNorm(Norm):
     """A PyTorch module: BatchNorm1d to 3d, SyncBatchNorm, and their subclasses.
 
@@ -52,6 +42,8 @@ class TorchNorm(Norm):
             a tool changes them while it runs the model.
     """
 
+    framework = "PyTorch"
+    cumulative = True
     unbiased = True
 
     def __init__(self, layer: Any, name: str, training: bool) -> None:
@@ -63,10 +55,10 @@ class TorchNorm(Norm):
     def host_statistics(self) -> tuple[Array, Array]:
         return _flat(self.layer.running_mean), _flat(self.layer.running_var)
 
-    def set_host_statistics(self, mean: Array, variance: Array, which: Array | None = None) -> None:
-        for name, value in self.agreeing(mean, variance).items():
+    def put(self, values: dict[str, Array], which: Array | None = None) -> None:
+        for name, value in values.items():
             buffer = self._remembering().get(name)
-            if buffer is not None:  # what follows from the others is not stored
+            if buffer is not None:
                 kept = value if which is None else np.where(which, value, _flat(buffer))
                 buffer.copy_(torch.as_tensor(kept).to(buffer))
 
@@ -90,6 +82,17 @@ class TorchNorm(Norm):
         weight, bias = self.layer.weight, self.layer.bias
         return None if weight is None else _flat(weight), None if bias is None else _flat(bias)
 
+    def set_host_parameters(self, gamma: Array | None, beta: Array | None) -> None:
+        with torch.no_grad():
+            for name, value in (("weight", gamma), ("bias", beta)):
+                if value is not None:
+                    parameter = getattr(self.layer, name)
+                    new = torch.as_tensor(value).to(parameter)
+                    if torch.nn.utils.parametrize.is_parametrized(self.layer, name):
+                        setattr(self.layer, name, new)  # through its right inverse
+                    else:
+                        parameter.copy_(new)
+
     def memory(self) -> list[Any]:
         return [buffer.detach().clone() for buffer in self.layer.buffers(recurse=False)]
 
@@ -100,6 +103,10 @@ class TorchNorm(Norm):
     def updates(self) -> int | None:
         count = self.layer.num_batches_tracked
         return None if count is None else int(count)
+
+    def set_updates(self, count: int) -> None:
+        if self.layer.num_batches_tracked is not None:
+            self.layer.num_batches_tracked.fill_(count)
 
     def decides(self, training: bool) -> tuple[bool, bool]:
         batch = training and not self._held() and not self._left_behind()
@@ -207,10 +214,19 @@ class TorchNorm(Norm):
         self._set_grads(grads)
         self._keep(memo)
 
+    def set_option(self, name: str, value: Any) -> None:
+        own = {"epsilon": "eps"}.get(name, name)
+        setattr(self.layer, own, _share(value) if name.endswith("momentum") else value)
+
+    def stance(self) -> Stance:
+        return HELD if self._held() else AUTO
+
+    def trains(self) -> bool | None:
+        return any(self._grads().values())
+
     def sentences(self) -> list[str]:
         scale, center = self.layer.weight is not None, self.layer.bias is not None
-        trains = any(self._grads().values())
-        return [self._case(), said_trained(scale, center, trains)]
+        return [self._case(), said_trained(scale, center, bool(self.trains()))]
 
     def _case(self) -> str:
         moving, alone = "normalizes with the moving statistics", "leaves them alone"
@@ -250,97 +266,20 @@ class TorchNorm(Norm):
         return None
 
     def axes(self, rank: int) -> tuple[int, ...]:
+        if rank < 2:
+            raise ValueError(
+                f"{self.owner}: the input must have a batch dimension and channels; got rank "
+                f"{rank}. One example needs an axis in front, x[None]."
+            )
         return (1,)
 
 
-class OwnTorchNorm(TorchNorm):
-    """A module of batchnorm.torch."""
-
-    def host_memory(self) -> dict[str, Array]:
-        skipped = "skipped_updates"
-        return {name: one for name, one in super().host_memory().items() if name != skipped}
-
-    def _remembering(self) -> dict[str, torch.Tensor]:
-        layer = self.layer
-        return super()._remembering() | {name: getattr(layer, name) for name in layer._further}
-
-    def skipped(self) -> int:
-        return int(self.layer.skipped_updates.max()) if self.layer.skipped_updates.numel() else 0
-
-    def decides(self, training: bool) -> tuple[bool, bool]:
-        live = training and not self._left_behind()
-        batch, update = decide(self.layer.statistics, self.layer.update_statistics, live)
-        return batch, update and self.momentum != 1
-
-    def group_size(self) -> int | None:
-        size: int | None = self.layer.virtual_batch_size
-        return size
-
-    def renorm(self) -> bool:
-        return bool(self.layer.renorm)
-
-    def debias(self) -> bool | str:
-        kind = self.layer.zero_debias
-        return "mean" if kind is True else kind
-
-    def own_training(self) -> bool:
-        layer = self.layer
-        return self.renorm() or layer.adjustment is not None or self.group_size() is not None
-
-    def last_plan(self) -> Plan | None:
-        kept = [plan for one in self.layer._plans.values() for plan in one.plans.values()]
-        return kept[-1] if kept else None
-
-    def frozen(self) -> Frozen | None:
-        if self.decides(True)[1]:
-            return None
-        if self.layer.update_statistics is False or self.layer.statistics == "moving":
-            return Frozen("update_statistics=False", "batchnorm.unfreeze(model)")
-        return super().frozen()
-
-    def path(self) -> tuple[str, str | None]:
-        where = next(self.layer.buffers(), "torch")  # the kernels of its device
-        reason = "fused is False." if self.layer.fused is False else why_not(where)
-        return "composite operations" if reason else "fused kernels", reason
-
-    def _held(self) -> bool:
-        return self.layer.statistics == "moving" and self.layer.update_statistics is not True
-
-    def _hold(self, memo: dict[str, Any], on: bool) -> None:
-        """By options, which hold through `train()`, copies, files and `convert`."""
-        layer = self.layer
-        if on:
-            memo.setdefault("statistics", (layer.statistics, layer.update_statistics))
-            layer.statistics, layer.update_statistics = "moving", False
-        else:
-            before = memo.pop("statistics", ("auto", "auto"))
-            layer.statistics, layer.update_statistics = before
-
-    def _case(self) -> str:
-        given = [
-            f"{name}={getattr(self.layer, name)!r}"
-            for name in ("statistics", "update_statistics")
-            if getattr(self.layer, name) != "auto"
-        ]
-        because = f", because {', '.join(given)}" if given else ""
-        if self.does(True) == self.does(False):
-            return f"In train and eval mode alike it {self.does(True)}{because}."
-        mode = "train" if self._trains else "eval"
-        return f"It is in {mode} mode: it {self.does(self._trains)}{because}."
-
-    def how_to_bear_small_batches(self) -> str:
-        return (
-            "Use larger batches, synchronized=True over processes, or renorm=True with small ones."
-        )
-
-    def lost_by_conversion(self) -> str | None:
-        if (modes := self.layer.extra_repr()) == BASE.extra_repr(self.layer):
-            return None
-        added = modes.removeprefix(BASE.extra_repr(self.layer)).strip(", ")
-        return (
-            "torch.nn.SyncBatchNorm.convert_sync_batchnorm builds a module of its own class, "
-            f"without {added}: use batchnorm.set_synchronized"
-        )
+def _share(kept: float | None) -> float | None:
+    """The share of the new value, from that of the old: 0.1 for 0.9."""
+    if kept is None:
+        return None
+    short = float(f"{1 - kept:.12g}")
+    return short if 1 - short == kept else 1 - kept
 
 
 def _flat(tensor: torch.Tensor) -> Array:

@@ -26,6 +26,12 @@ def is_nnx(model: Any) -> bool:
     return nnx is not None and isinstance(model, nnx.Module)
 
 
+def is_linen(model: Any) -> bool:
+    """Whether it is a module of linen; with its variables behind it, a tuple is a model."""
+    linen = sys.modules.get("flax.linen")
+    return linen is not None and isinstance(model, linen.Module)
+
+
 def check_model(model: Any, owner: str) -> None:
     """Refuses what is no model, or none that can be looked into.
 
@@ -95,13 +101,14 @@ def _keras_norms(model: Any, owner: str) -> list[Norm]:
 
 
 def _torch_norms(model: Any, owner: str) -> list[Norm]:
-    from batchnorm.tools import norm_torch
+    from batchnorm.tools.norm_torch import is_built, modules
+    from batchnorm.tools.norm_torch_own import norm_of
 
-    found = norm_torch.modules(model)
+    found = modules(model)
     for name, module in found.items():
-        if not norm_torch.is_built(module):
+        if not is_built(module):
             raise _unbuilt(owner, name)
-    return [norm_torch.norm_of(module, name, model.training) for name, module in found.items()]
+    return [norm_of(module, name, model.training) for name, module in found.items()]
 
 
 def _nnx_norms(model: Any) -> list[Norm]:

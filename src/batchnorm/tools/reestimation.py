@@ -6,10 +6,9 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 from batchnorm._moments import Moments
 from batchnorm.backends import backend_of
@@ -20,7 +19,10 @@ from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.pooling import METHODS, Pool, across_replicas, of_all_replicas, pool
 from batchnorm.tools.progress import shown
-from batchnorm.tools.result import Result
+from batchnorm.tools.result import Result, new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ class Reestimation(Result):
         ]
 
     def table(self) -> Table:
-        title = f"Re-estimated ({self.method}) from {self.batches} batches"
-        result = Table(title=title, title_justify="left")
+        result = new_table(f"Re-estimated ({self.method}) from {self.batches} batches")
         result.add_column("layer", no_wrap=True)
         for name in ("values", "mean moved, std", "log variance moved", "skipped", "kept"):
             result.add_column(name, justify="right")

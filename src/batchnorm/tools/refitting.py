@@ -14,7 +14,8 @@ from torch import fx
 from batchnorm.tools import linear_torch
 from batchnorm.tools.chains import Chain, Decisions
 from batchnorm.tools.norm import Array
-from batchnorm.tools.norm_torch import BASE, TorchNorm, norm_of
+from batchnorm.tools.norm_torch import BASE, TorchNorm
+from batchnorm.tools.norm_torch_own import norm_of
 from batchnorm.tools.staying import stay
 
 nn = torch.nn

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from batchnorm.tools.data import Batches, Caller
 from batchnorm.tools.norm import Norm
 from batchnorm.tools.norms import find
 from batchnorm.tools.reestimation import Reestimation, estimate, kept_if_raised
-from batchnorm.tools.result import Result
+from batchnorm.tools.result import Result, new_table
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Repair(Result):
         return lines or ["Nothing is poisoned."]
 
     def table(self) -> Table:
-        result = Table(title=f"Repaired {len(self.layers)}", title_justify="left")
+        result = new_table(f"Repaired {len(self.layers)}")
         result.add_column("layer", no_wrap=True)
         result.add_column("channels", justify="right")
         result.add_column("how")
@@ -82,6 +83,9 @@ class Repair(Result):
 
     def __rich__(self) -> Group:
         """The sentences: a table of poisoned channels says less."""
+        from rich.console import Group
+        from rich.text import Text
+
         return Group(*(Text(line) for line in self.sentences()))
 
 

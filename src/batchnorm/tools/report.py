@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from batchnorm.tools.diagnosis import SEVERITIES, Diagnosis
 from batchnorm.tools.page import page
 from batchnorm.tools.profile import Profile
-from batchnorm.tools.result import Result
+from batchnorm.tools.result import Result, new_table
 from batchnorm.tools.rows import Row, cells
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Report(Result):
         return {"healthy": self.healthy} | super().to_dict()
 
     def table(self) -> Table:
-        result = Table(title=f"Batch normalization, {self.batches} batches", title_justify="left")
+        result = new_table(f"Batch normalization, {self.batches} batches")
         result.add_column("layer", no_wrap=True)
         for name in ("channels", "values", "mean off", "log var off", "updates", "drift"):
             result.add_column(name, justify="right")
@@ -62,11 +62,14 @@ class Report(Result):
                 causes[0].severity if causes else "", "dim"
             )
             words = ", ".join(dict.fromkeys(one.cause for one in causes)) or "fits"
-            result.add_row(row.layer, *cells(row), Text(words, style=style))
+            result.add_row(row.layer, *cells(row), f"[{style}]{words}[/]")
         return result
 
     def __rich__(self) -> Group:
         """Table and alarms."""
+        from rich.console import Group
+        from rich.text import Text
+
         return Group(self.table(), *(Text(f"- {one}") for one in self.sentences()))
 
     def save(self, path: str | Path) -> Path:

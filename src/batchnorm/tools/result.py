@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Result:
@@ -21,7 +22,11 @@ class Result:
         raise NotImplementedError
 
     def table(self) -> Table:
-        """The numbers as a table for the terminal."""
+        """The numbers as a table for the terminal.
+
+        Raises:
+            RuntimeError: rich is not installed.
+        """
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,6 +42,22 @@ class Result:
 
     def __rich__(self) -> Any:
         return self.table()
+
+
+def new_table(title: str) -> Table:
+    """A table without columns.
+
+    Raises:
+        RuntimeError: rich is not installed.
+    """
+    try:
+        from rich.table import Table
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            "table: rich must be installed; got no module 'rich'. Run: pip install "
+            "'batchnorm[cli]', or print the result, which is sentences."
+        ) from error
+    return Table(title=title, title_justify="left")
 
 
 def plain(value: Any) -> Any:

@@ -9,6 +9,8 @@ Importing this module registers the targets; it raises `KernelsUnavailable` wher
 from __future__ import annotations
 
 import ctypes
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +20,27 @@ from jax import Array
 from batchnorm._native.library import KernelsUnavailable, load, path_of
 from batchnorm.backends.jax.meshes import vary, varying, varying_alike
 
+
+def _ffi_major() -> int | None:
+    """The major version of XLA's FFI in this JAX, by the header that it ships; None without one.
+
+    XLA (JAX 0.10.2) asks a handler for its version; ours answers with the one that it is asked by,
+    so it is held against the layout that kernels/bindings/jax.cc declares here.
+    """
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    found = (
+        re.search(r"#define XLA_FFI_API_MAJOR (\d+)", header.read_text())
+        if header.exists()
+        else None
+    )
+    return None if found is None else int(found[1])
+
+
 load()  # its symbols are what the handlers call
+if (_major := _ffi_major()) != 0:
+    raise KernelsUnavailable(
+        f"The kernels' binding knows version 0 of XLA's FFI; got {_major} in jax {jax.__version__}."
+    )
 try:
     _handlers = ctypes.CDLL(str(path_of("libbatchnorm_jax")))
 except OSError as error:

@@ -36,6 +36,10 @@ def where(condition: Any, yes: Any, no: Any) -> jax.Array:
     return jnp.where(*sharded_alike(condition, yes, no))
 
 
+def fill(x: jax.Array, condition: jax.Array, value: float) -> jax.Array:
+    return where(condition, jnp.asarray(value, x.dtype), x)
+
+
 def asarray(value: Any, like: jax.Array) -> jax.Array:
     return jnp.asarray(value)
 
@@ -63,7 +67,8 @@ def reshape(x: jax.Array, shape: Any) -> jax.Array:
             raise
         raise ValueError(
             f"batch_norm: JAX cannot reshape {jax.typeof(x)} to {tuple(shape)} over the explicit "
-            "axes of a mesh. Call batch_norm in jax.sharding.auto_axes."
+            "axes of a mesh. Call batch_norm in jax.sharding.auto_axes, and give the function all "
+            "that it reads as arguments, parameters and state too."
         ) from error
 
 

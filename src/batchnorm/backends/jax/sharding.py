@@ -24,7 +24,7 @@ from jax.experimental.custom_partitioning import (
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from batchnorm._moments import Moments, merge
-from batchnorm.backends.jax import kernels
+from batchnorm.backends.jax import kernels, operations
 from batchnorm.backends.jax.meshes import varying
 
 VIEW = ("a", "g", "b", "c", "d")
@@ -173,9 +173,8 @@ _EACH = {
 class _Devices:
     """The operations that `merge` needs, with the devices as the rows that it adds."""
 
-    where = staticmethod(jnp.where)
+    fill = staticmethod(operations.fill)
     equal = staticmethod(jnp.equal)
-    ones_like = staticmethod(jnp.ones_like)
     broadcast_to = staticmethod(jnp.broadcast_to)
     shape = staticmethod(jnp.shape)
 

@@ -26,6 +26,10 @@ concatenate = tf.concat
 relu = tf.nn.relu
 
 
+def fill(x: tf.Tensor, condition: tf.Tensor, value: float) -> tf.Tensor:
+    return tf.where(condition, tf.constant(value, x.dtype), x)
+
+
 def is_tensor(value: Any) -> bool:
     return isinstance(value, (tf.Tensor, tf.Variable))
 

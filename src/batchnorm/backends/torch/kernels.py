@@ -29,23 +29,31 @@ def remember(
 
     No operator: nothing is differentiated, and a tracer takes another way.
     """
-    mean = moments[0]
-    names = [
-        name for name in ("moving_mean", "moving_variance", "skipped_updates") if name in state
-    ]
-    old = [state[name] for name in names]
-    for one, dtype in zip(old, (mean.dtype, mean.dtype, torch.int32), strict=False):
-        if one.dtype is not dtype or one.numel() != mean.numel() or not one.is_contiguous():
+    mean, n = moments[0], moments[0].numel()
+    expected = {
+        "moving_mean": (mean.dtype, n),
+        "moving_variance": (mean.dtype, n),
+        "skipped_updates": (torch.int32, n),
+        "num_updates": (torch.int32, 1),
+    }
+    old = {name: state[name] for name in expected if name in state}
+    number = old.get("num_updates")
+    further = {}
+    if number is not None and number.dtype is not torch.int32:  # torch's modules count in int64
+        del old["num_updates"]
+        further["num_updates"] = number + 1
+    for name, one in old.items():
+        if (one.dtype, one.numel()) != expected[name] or not one.is_contiguous():
             return None
-    new = [torch.empty_like(one) for one in old]
-    given, made = ([*map(Tensor.data_ptr, some), None][:3] for some in (old, new))
+    new = {name: torch.empty_like(one) for name, one in old.items()}
+    given, made = (
+        [some[name].data_ptr() if name in some else None for name in expected]
+        for some in (old, new)
+    )
     pointers = (*map(Tensor.data_ptr, moments), momentum, unbiased, propagate, *given, *made)
     code = call.CODES[mean.dtype]
     check(call.kernels, call.kernels.bn_remember(code, *mean.shape, *pointers))
-    result = dict(zip(names, new, strict=True))
-    if "num_updates" in state:
-        result["num_updates"] = state["num_updates"] + 1
-    return result
+    return {**new, **further}
 
 
 # What the operators run; callable on plain tensors too, past torch's dispatcher.

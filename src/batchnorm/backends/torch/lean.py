@@ -79,8 +79,9 @@ def remember(
     momentum: float,
     is_unbiased: bool,
     propagate: bool,
+    filled: bool,
 ) -> dict[str, torch.Tensor] | None:
-    """The plain moving averages after a step in which every channel had values.
+    """The plain moving averages after a step; None for a state that is laid out otherwise.
 
     A variance that is finite says that the mean is: it took the distance of every value.
     """
@@ -95,10 +96,13 @@ def remember(
     counters = [name for name in ("num_updates", "skipped_updates") if name in state]
     one_more = torch._foreach_add([state[name] for name in counters], 1) if counters else []
     new = dict(zip(counters, one_more, strict=True))
-    if propagate:
+    if propagate and filled:
         new.pop("skipped_updates", None)
         return new | dict(zip(names, moved, strict=True))
     usable = values[1] < torch.inf  # no, where it is NaN
+    if not filled:
+        seen = (measured.count != 0).expand(measured.mean.shape).reshape(usable.shape)
+        usable = seen if propagate else usable & seen
     for name, now, before in zip(names, moved, old, strict=True):
         new[name] = torch.where(usable, now, before)
     if "skipped_updates" in new:

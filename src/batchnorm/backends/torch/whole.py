@@ -34,6 +34,7 @@ class Ready:
         self.rows = view.row_shape
         self.length = self.rows[0] * self.rows[1]
         self.statistics = getattr(torch, plan.dtype)
+        self.step = self.length * self.statistics.itemsize
         self.code = CODES[self.statistics]
         self.epsilon, self.activation = options.epsilon, ACTIVATIONS[options.activation]
         self.how = (
@@ -84,12 +85,9 @@ def whole(
             return None
         return _infer(ready, x, gamma, beta, mean, variance), dict(state)
     skipped, number = state.get("skipped_updates"), state.get("num_updates")
-    if skipped is not None and (
-        skipped.dtype is not torch.int32
-        or skipped.numel() != ready.length
-        or not skipped.is_contiguous()
-    ):
+    if skipped is not None and not _counts(skipped, ready.length):
         return None
+    counted = number if number is not None and _counts(number, 1) else None
     if learns:
         y, moments = _Forward.apply(ready, x, gamma, beta)
     else:
@@ -98,12 +96,7 @@ def whole(
         return y, dict(state)
     assert mean is not None
     assert variance is not None
-    new = dict(state)
-    new["moving_mean"], new["moving_variance"] = torch.empty_like(mean), torch.empty_like(variance)
-    old_skipped = new_skipped = None
-    if skipped is not None:
-        new["skipped_updates"] = torch.empty_like(skipped)
-        old_skipped, new_skipped = skipped.data_ptr(), new["skipped_updates"].data_ptr()
+    new = {name: torch.empty_like(one) for name, one in state.items()}
     code = kernels.bn_remember(
         ready.code,
         *ready.rows,
@@ -111,20 +104,32 @@ def whole(
         *ready.how,
         mean.data_ptr(),
         variance.data_ptr(),
-        old_skipped,
+        _pointer(skipped),
+        _pointer(counted),
         new["moving_mean"].data_ptr(),
         new["moving_variance"].data_ptr(),
-        new_skipped,
+        _pointer(new.get("skipped_updates")),
+        None if counted is None else new["num_updates"].data_ptr(),
     )
     check(kernels, code)
-    if number is not None:
+    if number is not None and counted is None:  # torch's modules count in int64
         new["num_updates"] = number + 1
     return y, new
 
 
+def _counts(counter: torch.Tensor, length: int) -> bool:
+    """Whether a counter lies as the kernels read it."""
+    return (
+        counter.dtype is torch.int32
+        and counter.numel() == length
+        and counter.is_contiguous()
+        and counter.is_cpu
+    )
+
+
 def _pointers(ready: Ready, moments: torch.Tensor) -> tuple[int, int, int, int]:
     """Mean, remainder, variance and count in the one tensor that holds them."""
-    at, step = moments.data_ptr(), ready.length * moments.element_size()
+    at, step = moments.data_ptr(), ready.step
     return at, at + step, at + 2 * step, at + 3 * step
 
 
