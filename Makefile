@@ -17,8 +17,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
-BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 LOGS := build/test
 GPU := build/triton
 SUITES := core composite $(BACKENDS)
@@ -34,10 +34,10 @@ space := $(empty) $(empty)
 # tests/conftest.py fails the run when one of these cannot be imported.
 REQUESTED := BATCHNORM_TEST_BACKENDS
 ALL_REQUESTED := $(subst $(space),$(comma),$(strip $(BACKENDS)))
-PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
+PYTEST = $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 
-.PHONY: help demo test test-gpu summary lint format types selfcheck selfcheck-arm bench clean $(addprefix test-,$(SUITES)) \
-  docs docs-serve dist test-extras test-python test-lowest pyright
+.PHONY: help demo test test-gpu summary lint format types selfcheck selfcheck-arm bench clean \
+  $(addprefix test-,$(SUITES)) docs docs-serve dist test-extras test-python test-lowest pyright
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -191,7 +191,7 @@ test-lowest: VENV := .venv-lowest
 test-lowest: LOWEST = $(BIN)/python -m pip install -qq --disable-pip-version-check -c tests/lowest.txt
 test-lowest:  ## the core's tests, and Keras' on each backend, with the lowest versions that pyproject.toml claims
 	$(PYTHON) -m venv $(VENV)
-	$(LOWEST) '.[$(ALL_REQUESTED),flax,keras,cli]' -r tests/core.txt
+	$(LOWEST) '.[$(ALL_REQUESTED),flax,keras,demo]' tf_keras -r tests/core.txt
 	$(ENVIRONMENT) $(REQUESTED)=$(ALL_REQUESTED) $(PYTEST) $(CORE) $(PYTEST_ARGS)
 	for backend in $(BACKENDS); do \
 	  $(ENVIRONMENT) $(REQUESTED)=$$backend KERAS_BACKEND=$$backend $(PYTEST) -m keras tests/keras tests/tools \

@@ -25,8 +25,8 @@ QUESTIONS = {
     "gpu": "NVIDIA GPU: ours over a copy, the framework's own over ours",
     "tools": "Tools, over a forward pass of a small ResNet over the same data",
 }
-# questions about one framework
-ONLY = {"tf1": "tensorflow", "modules": "torch", "gpu": "torch", "flax": "jax"}
+# Questions about one framework.
+ONLY = {"tf1": "tensorflow", "modules": "torch", "flax": "jax", "gpu": "torch"}
 MODES = ("renorm", "ghost", "weights", "mask", "adjustment", "axes")
 DTYPES = ("float32", "bfloat16")
 LAYOUTS = ("first", "last")

@@ -11,7 +11,14 @@ from batchnorm import cli
 
 pytestmark = pytest.mark.keras
 
-KINDS = ["none", "batch", "batch", "renorm", "batch", "renorm", "batch", "ghost"]
+KINDS = ["none", "batch", *["batch", "renorm"] * 3, "batch", "ghost"]
+REGIMES = (
+    "batches of 64",
+    "batches of 4",
+    "two classes a batch",
+    "one class a batch",
+    "batches of 512",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +35,15 @@ def outcome(tmp_path_factory):
 def test_the_table_has_a_line_for_each_row(outcome):
     output, _ = outcome
     assert f"Handwritten digits, Keras on {os.environ['KERAS_BACKEND']}" in output
-    for name in ("batches of 64", "batches of 4", "two classes a batch", "batches of 512"):
+    for name in REGIMES:
         assert f"│ {name}" in output
-    assert output.count(" of 2 │") == 8
+    assert output.count(" of 2 │") == 10
 
 
 def test_every_claim_is_judged_in_words(outcome):
     output, _ = outcome
     verdicts = (": seen here.", ": not seen here.", ": the opposite was seen here.")
-    assert sum(output.count(verdict) for verdict in verdicts) == 4
+    assert sum(output.count(verdict) for verdict in verdicts) == 6
     assert "cut short by --quick" in output
 
 
@@ -47,8 +54,8 @@ def test_rows_and_runs_are_written(outcome):
     runs = json.loads((out / "runs.json").read_text())
     assert [row["kind"] for row in rows] == KINDS
     assert all(float(row["milliseconds"]) > 0 for row in rows)
-    assert len(runs["runs"]) == 16
-    assert len(runs["claims"]) == 4
+    assert len(runs["runs"]) == 20
+    assert len(runs["claims"]) == 6
 
 
 def test_the_plot_is_a_picture(outcome):

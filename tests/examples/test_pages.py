@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ def test_no_page_with_blocks_is_forgotten() -> None:
         if pages.blocks(page)
     }
     assert found == {*FRAMEWORKS, *KERAS, *ELSEWHERE}
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    site = (pages.ROOT / "mkdocs.yml").read_text()
+    names = {page.name for page in (pages.ROOT / "docs").glob("*.md")}
+    assert not {name for name in names if not re.search(rf"[ :]{re.escape(name)}$", site, re.M)}
 
 
 def test_the_reference_has_every_public_name() -> None:

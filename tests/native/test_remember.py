@@ -41,6 +41,7 @@ class Ops:
     all, ones_like, zeros_like, shape = np.all, np.ones_like, np.zeros_like, np.shape
     reshape, broadcast_to = np.reshape, np.broadcast_to
     cast = staticmethod(lambda x, dtype: x.astype(dtype))
+    fill = staticmethod(lambda x, condition, value: np.where(condition, value, x).astype(x.dtype))
     dtype = staticmethod(lambda x: x.dtype.name)
     sum = staticmethod(lambda x, axes: np.sum(x, axes, keepdims=True))
     is_tensor = staticmethod(lambda x: isinstance(x, np.ndarray))

@@ -18,10 +18,10 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 PROTOCOL = (
-    # the big steps, in array operations and by the kernels: `steps.Steps`, `fused.Steps`
-    "COMPOSITE", "KERNELS",
+    # the big steps: `steps.Steps`, in array operations; `fused.Steps` for x, or why there are none
+    "COMPOSITE", "kernels_for",
     # who is calling, and where
-    "UNAVAILABLE", "kernels_for", "recomputing", "traced", "why_not",
+    "UNAVAILABLE", "recomputing", "traced", "why_not",
     # replicas
     "aligned", "all_gather", "find_replicas",
     # array operations; `sum`, and `long_sum` and `mean` of many numbers, keep the dimensions

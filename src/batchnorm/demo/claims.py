@@ -7,6 +7,7 @@ from enum import StrEnum
 import numpy as np
 from scipy import stats
 
+from batchnorm.demo.plan import KINDS
 from batchnorm.demo.training import Run
 
 
@@ -29,7 +30,8 @@ class Claim:
         regime: Name of the regime.
         better: Kind that the claim favors.
         worse: Kind that it is compared with.
-        measure: "steps" to the target, fewer is better; or "accuracy" at the end.
+        measure: "steps" to the target, fewer is better; "accuracy" at the end; or "lost": how much
+            less that is than the accuracy on training batches, less is better.
     """
 
     text: str
@@ -61,6 +63,23 @@ CLAIMS = (
         "Renormalization beats batch normalization where batches are not i.i.d.",
         "Ioffe 2017",
         "two classes a batch",
+        "renorm",
+        "batch",
+        "accuracy",
+    ),
+    Claim(
+        "Renormalization evaluates as it trained where a batch holds one class, and batch "
+        "normalization fails",
+        "Ioffe 2017, section 4.3",
+        "one class a batch",
+        "renorm",
+        "batch",
+        "lost",
+    ),
+    Claim(
+        "Renormalization beats batch normalization where a batch holds one class",
+        "Ioffe 2017, section 4.3",
+        "one class a batch",
         "renorm",
         "batch",
         "accuracy",
@@ -99,12 +118,12 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Judgement:
     A claim is seen when the 95 % interval of the mean difference (Student's t over seeds) lies
     on its side of zero, its opposite when the interval lies on the other side.
     """
-    measure = _steps if claim.measure == "steps" else _accuracy
+    measure = {"steps": _steps, "accuracy": _accuracy, "lost": _lost}[claim.measure]
     better = _by_seed(runs, claim.regime, claim.better, measure)
     worse = _by_seed(runs, claim.regime, claim.worse, measure)
     seeds = sorted(better.keys() & worse.keys())
     gains = np.array([better[seed] - worse[seed] for seed in seeds])
-    if claim.measure == "steps":
+    if claim.measure != "accuracy":
         gains = -gains
     if len(gains) < 2:
         return Judgement(claim, Verdict.UNTOLD, "A difference needs at least two seeds.")
@@ -115,9 +134,13 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Judgement:
         verdict = Verdict.OPPOSITE
     else:
         verdict = Verdict.UNCLEAR
-    return Judgement(
-        claim, verdict, _words(claim, middle, half, len(gains), _censored(claim, runs))
-    )
+    words = _words(claim, middle, half, len(gains), _censored(claim, runs))
+    if claim.measure == "lost":
+        kinds = claim.worse, claim.better
+        means = [np.mean([one[seed] for seed in seeds]) for one in (worse, better)]
+        lost = (f"{KINDS[kind]} {mean:.1f}" for kind, mean in zip(kinds, means, strict=True))
+        words += f" Lost on average: {', '.join(lost)}."
+    return Judgement(claim, verdict, words)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -137,6 +160,10 @@ def _by_seed(
 
 def _accuracy(run: Run) -> float:
     return 100 * run.accuracy
+
+
+def _lost(run: Run) -> float:
+    return 100 * (run.fitted - run.accuracy)
 
 
 def _steps(run: Run) -> float:
@@ -160,6 +187,9 @@ def _words(claim: Claim, middle: float, half: float, seeds: int, censored: int) 
     if claim.measure == "steps":
         direction = "fewer" if middle >= 0 else "more"
         words = f"{abs(middle):.0f} ± {half:.0f} steps {direction} to 95 %"
+    elif claim.measure == "lost":
+        direction = "less" if middle >= 0 else "more"
+        words = f"{abs(middle):.1f} ± {half:.1f} points {direction} lost from training to test"
     else:
         direction = "more" if middle >= 0 else "less"
         words = f"{abs(middle):.1f} ± {half:.1f} points {direction} test accuracy"

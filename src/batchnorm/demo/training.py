@@ -18,13 +18,20 @@ OnEvaluation = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: test accuracy after every `regime.every` steps, and the time of a step."""
+    """One training.
+
+    Attributes:
+        accuracies: Test accuracy after every `regime.every` steps.
+        milliseconds: The time of a step, in each of these stretches.
+        fitted: Accuracy on the batches of the last stretch, normalized as in training.
+    """
 
     regime: Regime
     kind: str
     seed: int
     accuracies: tuple[float, ...]
     milliseconds: tuple[float, ...]
+    fitted: float
 
     @property
     def accuracy(self) -> float:
@@ -51,7 +58,11 @@ class Trainer:
         self.model = network(kind, regime, widths)
         # Falling to zero, so that the last accuracy is not an accident of the last batches.
         rate = keras.optimizers.schedules.PolynomialDecay(regime.learning_rate, regime.steps, 0.0)
-        self.optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+        self.optimizer = keras.optimizers.SGD(
+            rate,
+            momentum=0.9,
+            gradient_accumulation_steps=regime.accumulate if regime.accumulate > 1 else None,
+        )
         self.optimizer.build(self.model.trainable_variables)
         self.optimizer_start = [to_numpy(variable) for variable in self.optimizer.variables]
         self.model.compile(
@@ -82,6 +93,7 @@ class Trainer:
             seed,
             accuracies=tuple(history.history["val_accuracy"]),
             milliseconds=tuple(watch.milliseconds[1:]),
+            fitted=history.history["accuracy"][-1],
         )
 
     def _restart(self, seed: int) -> None:

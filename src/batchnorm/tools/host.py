@@ -13,6 +13,10 @@ zeros_like = np.zeros_like
 concatenate = np.concatenate
 
 
+def fill(x: np.ndarray, condition: np.ndarray, value: float) -> np.ndarray:
+    return np.where(condition, x.dtype.type(value), x)
+
+
 def shape(x: np.ndarray) -> tuple[int, ...]:
     return x.shape
 

@@ -334,7 +334,8 @@ class Norm:
         view = _axes.view(ops.shape(x), self.axes(len(ops.shape(x))))
         dtype = statistics_dtype(ops.dtype(x))
         weights = combined_weights(ops, self.owner, view, x, dtype, mask, batch_weights)
-        steps = ops.COMPOSITE if ops.why_not(x) else ops.KERNELS
+        kernels = ops.kernels_for(x)
+        steps = ops.COMPOSITE if isinstance(kernels, str) else kernels
         case = Case(view, weights, 0.0, None)
         mean, remainder, variance, count = steps.moments(x, case)
         flat = (1, view.features)

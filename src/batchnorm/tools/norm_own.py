@@ -17,7 +17,7 @@ class Own(Norm):
 
     @property
     def backend(self) -> Any:
-        """The framework whose kernels it would run on, or a tensor that tells the device too."""
+        """Whose kernels it would run on, as `why_not` takes it: a framework, or one's tensor."""
         raise NotImplementedError
 
     def switches(self) -> Stance:

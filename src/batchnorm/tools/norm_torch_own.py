@@ -25,8 +25,7 @@ class OwnTorchNorm(Own, TorchNorm):
 
     @property
     def backend(self) -> Any:
-        """A tensor of the layer: its device's kernels are meant."""
-        return next(self.layer.buffers(), "torch")
+        return next(self.layer.buffers(), "torch")  # the kernels of its device
 
     def host_memory(self) -> dict[str, Array]:
         skipped = "skipped_updates"
