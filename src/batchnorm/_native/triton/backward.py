@@ -89,7 +89,8 @@ def backward_sums(
 def summed(partial, at, known, vectors, splits, low, inverse, SPLITS: tl.constexpr):
     """sum(dy) and sum(dy * xh) of all splits, float64 `[1, WIDTH]`."""
     split = tl.arange(0, SPLITS)[:, None]
-    at = tl.full((), 0, tl.int64) + split * vectors + at
+    vectors = tl.full((), 0, tl.int64) + vectors
+    at = split * vectors + at
     known = known & (split < splits)
     sums = tl.load(partial + at, mask=known, other=0)
     products = tl.load(partial + splits * vectors + at, mask=known, other=0)

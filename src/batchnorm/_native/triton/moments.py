@@ -88,7 +88,8 @@ def moments(
 def merged(partial, at, known, vectors, splits, SPLITS: tl.constexpr):
     """Mean, variance and count of all splits, float64 `[1, WIDTH]`; zeros where nothing counts."""
     split = tl.arange(0, SPLITS)[:, None]
-    at = tl.full((), 0, tl.int64) + split * vectors + at
+    vectors = tl.full((), 0, tl.int64) + vectors
+    at = split * vectors + at
     known = known & (split < splits)
     size = splits * vectors
     mean = tl.load(partial + at, mask=known, other=0)
