@@ -55,9 +55,9 @@ def test_the_file_of_everything_names_every_public_name():
     """Those that the reference has; a result is used where it is returned."""
     hooks = pages.module(pages.ROOT / "docs" / "hooks.py")
     names = {name for module in hooks.MODULES for name in hooks.public_names(module)}
-    nodes = (one for one in ast.walk(ast.parse(EVERYTHING.read_text())))
+    nodes = ast.walk(ast.parse(EVERYTHING.read_text()))
     used = {ast.unparse(one) for one in nodes if isinstance(one, ast.Attribute)}
-    assert len(names) > 40
+    assert len(names) >= 40
     assert not names - used
 
 
