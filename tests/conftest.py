@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,20 +18,67 @@ import batchnorm
 # An editable installation would be found before PYTHONPATH.
 ONLY_THE_PATH = (
     "import sys; sys.meta_path = "
-    "[f for f in sys.meta_path if 'editable' not in type(f).__module__.lower()]\n"
+    "[f for f in sys.meta_path if 'editable' not in type(f).__module__.lower()]
+"
 )
 PACKAGE = Path(batchnorm.__file__).parent
 TESTS = Path(__file__).parent
-
+FRAMEWORKS = ("tensorflow", "jax", "torch")
 REQUESTED = [
     name
-    for name in os.environ.get("BATCHNORM_TEST_BACKENDS", "tensorflow,jax,torch").split(",")
+    for name in os.environ.get("BATCHNORM_TEST_BACKENDS", ",".join(FRAMEWORKS)).split(",")
     if name
 ]
+
+
+def installed(name: str) -> bool:
+    """Whether there is such a package, and not only our folder of that name."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # tests import this file too, when AbsentFinder is at work
+        return False
+    return spec is not None and spec.origin is not None
+
+
+# Not requested and not there: `make test-python` on a Python that a framework has no wheels for.
+ABSENT = [name for name in FRAMEWORKS if name not in REQUESTED and not installed(name)]
+
+
+class AbsentFinder:
+    """Finds none of ABSENT, where `tests/torch` would be taken for torch."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+if ABSENT:
+    sys.meta_path.insert(0, AbsentFinder)  # type: ignore[arg-type]
+
 # Files about one framework import it at their top.
-collect_ignore_glob = [
-    f"backends/test_{name}*.py" for name in ("tensorflow", "jax", "torch") if name not in REQUESTED
-]
+collect_ignore_glob = [f"backends/test_{name}*.py" for name in FRAMEWORKS if name not in REQUESTED]
+
+
+def skipped_where_absent() -> Iterator[None]:
+    """Skips a test that needs a framework of ABSENT; one that was requested fails the run."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in ABSENT:
+            raise
+        pytest.skip(f"BATCHNORM_TEST_BACKENDS does not request {name}, which is not installed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    return (yield from skipped_where_absent())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    return (yield from skipped_where_absent())
 
 
 def pytest_configure(config: pytest.Config) -> None:

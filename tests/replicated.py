@@ -60,6 +60,7 @@ MODES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
         {"virtual_batch_size": 2, "renorm": True},
         {"weights": True},
     ),
+    "ghost in chunks": ((6, 3), {"virtual_batch_size": 2, "ghost_order": "chunks"}, {}),
     "adjustment": ((6, 3), {"adjustment": vectors}, {}),
     "unbiased": ((6, 3), {"unbiased_moving_variance": True}, {}),
     "zero debias": ((6, 3), {"zero_debias": "both"}, {}),
@@ -154,6 +155,10 @@ def expected(one: Case) -> reference.Result:
     padded = lambda array: array  # noqa: E731
     if size := options.get("virtual_batch_size"):
         options["virtual_batch_size"] = size * len(one.rows)
+    if options.get("ghost_order") == "chunks":
+        order = by_chunks(one)
+        places, padded = np.argsort(order), lambda array: array[order]
+    elif size:
         places, padded = there(one).reshape(-1), lambda array: laid_out(one, array)
         mask = given.get("mask", np.ones(sum(one.rows), bool))
         given = {name: padded(array) for name, array in {**given, "mask": mask}.items()}
@@ -167,6 +172,12 @@ def expected(one: Case) -> reference.Result:
     )
     assert result.dx is not None
     return result._replace(y=result.y[places], dx=result.dx[places])
+
+
+def by_chunks(one: Case) -> np.ndarray:
+    """The rows of all replicas' first chunks, of their second ones, and so on."""
+    rows = np.arange(sum(one.rows)).reshape(len(one.rows), -1, one.options["virtual_batch_size"])
+    return rows.swapaxes(0, 1).reshape(-1)
 
 
 def there(one: Case) -> np.ndarray:

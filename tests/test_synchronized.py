@@ -42,10 +42,12 @@ class Gathered:
     def __init__(self, rows: list[np.ndarray]) -> None:
         self.rows = rows
 
-    where = staticmethod(np.where)
-    ones_like = staticmethod(np.ones_like)
     broadcast_to = staticmethod(np.broadcast_to)
     shape = staticmethod(np.shape)
+
+    @staticmethod
+    def fill(x, condition, value):
+        return np.where(condition, value, x).astype(x.dtype)
 
     @staticmethod
     def stop_gradient(x):

@@ -15,6 +15,7 @@ import pytest
 import batchnorm
 import engines
 from batchnorm import backends
+from conftest import REQUESTED
 
 NAMES = ("tensorflow", "jax", "torch")
 
@@ -128,7 +129,7 @@ def test_an_error_speaks_of_the_framework_of_the_other_arguments(engine: engines
         )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REQUESTED)
 def test_one_framework_does_not_import_another(name: str) -> None:
     tensor = {
         "tensorflow": "import tensorflow as tf; x = tf.zeros((2, 3))",

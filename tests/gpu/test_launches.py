@@ -63,6 +63,7 @@ def test_ghost_batches_take_as_many(launched: list[str]) -> None:
     _, state = batchnorm.init(X, axis=1)
     step = training_step(X.clone().requires_grad_(), state, MODES["ghost"])
     next(step)
+    # between them, groups are averaged in array operations
     assert launched == ["moments", "standardize", "remember"]
     launched.clear()
     next(step)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from batchnorm._native import library
 from batchnorm._native.library import path_of
+from conftest import REQUESTED
 
 LIBRARIES = ("libbatchnorm_kernels", "libbatchnorm_jax", "libbatchnorm_tensorflow")
 
@@ -25,8 +28,21 @@ def test_the_libraries_lie_in_the_installed_package() -> None:
     )
     for stem in LIBRARIES:
         path = path_of(stem)
-        assert path.parent == Path(library.__file__).parent
+        assert path.parent in library.folders_of_libraries()
         assert editable or path.name in listed
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_an_editable_installation_of_this_tree_says_where_it_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, editable: bool
+) -> None:
+    tree = Path(library.__file__).parents[3]
+    origin = json.dumps({"url": tree.as_uri(), "dir_info": {"editable": editable}})
+    installed = SimpleNamespace(read_text=lambda _: origin, locate_file=tmp_path.joinpath)
+    monkeypatch.setattr(library.metadata, "distribution", lambda _: installed)
+    here, built = Path(library.__file__).parent, tmp_path / "batchnorm" / "_native"
+    expected = (here, built) if editable else (here,)
+    assert library.folders_of_libraries.__wrapped__() == expected
 
 
 def test_the_wheel_is_of_no_python_version() -> None:
@@ -49,5 +65,5 @@ def test_nothing_but_the_system_is_linked(stem: str) -> None:
 
 
 def test_require_is_met(python: Callable[..., str]) -> None:
-    code = "import batchnorm\nprint([batchnorm.why_not(n) for n in ('torch', 'jax')])"
-    assert python(code, BATCHNORM_KERNELS="require").strip() == "[None, None]"
+    code = f"import batchnorm\nprint([batchnorm.why_not(name) for name in {REQUESTED!r}])"
+    assert python(code, BATCHNORM_KERNELS="require").strip() == str([None] * len(REQUESTED))

@@ -107,10 +107,22 @@ def test_fold_says_what_it_cannot_keep(files, monkeypatch):
     result = run("fold", "model.keras", "--out", "new.keras")
     assert result.exit_code == 0
     assert result.output.endswith(
-        "Wrote new.keras.\nIt is for inference: the optimizer and the compilation of model.keras "
-        "are not in it.\n"
+        "Wrote new.keras.\nIt is for inference: the optimizer and the compilation of MODEL are not "
+        "in it.\n"
     )
     assert "optimizer" not in run("fold", "new.keras", "--out", "again.keras").output
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_file_that_cannot_keep_them_says_so(files, monkeypatch):
+    monkeypatch.chdir(files)
+    keras.models.load_model("model.keras").save("old.h5")
+    result = run("repair", "old.h5", "--unsafe", "--out", "new.keras")
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith(
+        "Wrote new.keras.\nThe optimizer and the compilation of MODEL are not in it: only .keras "
+        "files keep them.\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["reestimate", "repair", "fold"])

@@ -28,6 +28,7 @@ RESULTS = {
     "reestimate": lambda: batchnorm.reestimate(sick(), X),
     "repair": lambda: batchnorm.repair(sick(), X),
     "fold": lambda: Folding((("norm", "dense"),), (Refusal("0", "it is shared"),), np.nan),
+    "transfer": lambda: batchnorm.transfer(sick(), sick(), X),
 }
 
 

@@ -91,6 +91,35 @@ def test_linen_gets_new_variables_and_the_old_ones_stay():
     assert max(alone.differences) <= 1e-6
 
 
+def test_what_modes_remember_goes_into_variables_of_linen():
+    first = torch_model(batchnorm.torch.BatchNorm1d, renorm=True, zero_debias="both")
+    target = linen_model(
+        renorm=True, zero_debias="both", unbiased_moving_variance=True, momentum=0.9
+    )
+    done = batchnorm.transfer(first, target, X)
+    assert max(done.differences) <= 1e-6
+    for name in ("renorm_mean", "biased_stddev", "local_step"):
+        held = done.variables["batch_stats"]["two"][name]
+        np.testing.assert_array_equal(held, getattr(first[3], name).numpy())
+    back = torch_model(batchnorm.torch.BatchNorm1d, renorm=True, zero_debias="both")
+    again = batchnorm.transfer((target[0], done.variables, X), back, X)
+    assert max(again.differences) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "kinds", [("SyncBatchNorm", "BatchNorm2d"), ("BatchNorm2d", "SyncBatchNorm")]
+)
+@pytest.mark.parametrize("package", [torch.nn, batchnorm.torch])
+def test_synchronized_modules_give_and_take(kinds, package):
+    images = np.random.default_rng(1).normal(0, 1, (8, 5, 4, 6)).astype(np.float32)
+    first, second = (getattr(package, kind)(5) for kind in kinds)
+    with torch.no_grad():
+        first(torch.as_tensor(images))
+    assert max(batchnorm.transfer(first, second, images).differences) == 0
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("values", [None, 64, math.inf])
 def test_the_variance_is_converted_by_the_number_of_values(values):
     """Kernels of 4 by 6 positions and 8 rows: 192 values, which data shows."""

@@ -65,6 +65,54 @@ def test_kerass_own_layer_gives_and_takes():
     assert not ours.get_layer("first").unbiased_moving_variance
 
 
+@pytest.mark.skipif(
+    "renorm" not in keras.layers.BatchNormalization().get_config(), reason="Keras has it since 3.14"
+)
+@pytest.mark.parametrize("kinds", [("keras", "ours"), ("ours", "keras")])
+def test_renorm_goes_between_kerass_own_layer_and_ours(kinds):
+    options = {"renorm": True, "renorm_clipping": {"rmax": 2.0, "rmin": 0.5, "dmax": 1.0}}
+    source, target = (keras_model(kind, **options) for kind in kinds)
+    for start in range(0, 96, 16):
+        source(X[start : start + 16], training=True)
+    target.get_layer("first").renorm_clipping = {}
+    assert max(batchnorm.transfer(source, target, X).differences) <= 2e-6
+    assert target.get_layer("first").renorm_clipping == options["renorm_clipping"]
+
+
+def test_several_axes_go_where_they_are_of_the_same_sizes():
+    images = np.random.default_rng(1).normal(0, 1, (8, 5, 6, 3)).astype(np.float32)
+    source, target, other = (
+        keras.Sequential([keras.Input(shape), KINDS["ours"](axis=[1, 3], name="norm")])
+        for shape in ((5, 6, 3), (5, 6, 3), (3, 6, 5))
+    )
+    source(images, training=True)
+    assert max(batchnorm.transfer(source, target, images).differences) == 0
+    assert weights_of(target) == weights_of(source)
+    with pytest.raises(ValueError, match="transfer") as caught:
+        batchnorm.transfer(source, other)
+    assert str(caught.value) == (
+        "transfer: BatchNormalization 'norm' must have 5 x 3 channels, as BatchNormalization "
+        "'norm' has; got 3 x 5. Build it so."
+    )
+
+
+def test_a_checkpoint_of_tensorflow_1_goes_into_keras_layers(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    path, random = str(tmp_path / "model"), np.random.default_rng(4)
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    values = {name: random.uniform(0.5, 2, 5).astype(np.float32) for name in names}
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        for name, value in values.items():
+            tf.compat.v1.get_variable(f"net/bn/{name}", initializer=value)
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.train.Saver().save(session, path)
+    model = keras_model()
+    batchnorm.transfer(path, model, mapping={"net/bn": "first"})
+    norm = model.get_layer("first")
+    for name, value in values.items():
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(getattr(norm, name).value), value)
+
+
 def test_images_change_their_layout():
     images = np.random.default_rng(1).normal(0, 1, (8, 6, 4, 5)).astype(np.float32)
     source = keras.Sequential([keras.Input((6, 4, 5)), KINDS["ours"](name="norm")])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 from batchnorm._native.operands import KERNELS, OTHERS, prototype
 
@@ -52,10 +55,11 @@ def path_of(stem: str) -> Path:
         KernelsUnavailable: it was not built.
     """
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-    path = HERE / f"{stem}{suffix}"
-    if path.exists():
-        return path
-    if (HERE / "no_compiler.txt").exists():
+    folders = folders_of_libraries()
+    for folder in folders:
+        if (path := folder / f"{stem}{suffix}").exists():
+            return path
+    if any((folder / "no_compiler.txt").exists() for folder in folders):
         raise KernelsUnavailable(
             "The native kernels were not built: there was no C++ compiler when batchnorm was "
             "installed. Install it again with one at hand."
@@ -64,6 +68,24 @@ def path_of(stem: str) -> Path:
         f"The native kernels were not built ({path.name} is missing): building them failed, or was "
         "not asked for. `pip install -v --force-reinstall batchnorm` shows which."
     )
+
+
+@functools.cache
+def folders_of_libraries() -> tuple[Path, ...]:
+    """Where the libraries may be: beside this file, or where an editable installation built them.
+
+    Such an installation leaves Python's files where they are and puts what it built into
+    site-packages. It counts where it is one of the tree that this file is in.
+    """
+    try:
+        installed = metadata.distribution("batchnorm")
+    except metadata.PackageNotFoundError:
+        return (HERE,)
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    tree = Path(unquote(urlparse(origin.get("url", "")).path))
+    if not origin.get("dir_info", {}).get("editable") or HERE.parents[2] != tree:
+        return (HERE,)
+    return HERE, Path(str(installed.locate_file("batchnorm/_native")))
 
 
 @functools.cache

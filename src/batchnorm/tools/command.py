@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 OK, FOUND, WRONG = 0, 1, 2
+_LOST = "optimizer and the compilation of MODEL are not in it"
 
 
 class Method(StrEnum):
@@ -167,9 +168,8 @@ def fold(
         folded = fold_(loaded, given, steps, batch_size=batch_size)
         console.print(folded.folding.table())
         _save(folded, out, console)
-        if source is not None and is_compiled(source):
-            lost = f"the optimizer and the compilation of {source}"
-            console.print(f"It is for inference: {lost} are not in it.", soft_wrap=True)
+        if is_compiled(source, loaded):
+            console.print(f"It is for inference: the {_LOST}.", soft_wrap=True)
         return FOUND if folded.folding.refused else OK
 
     _end_with(work)
@@ -231,8 +231,10 @@ def _sentence(error: Exception) -> str:
 
 
 def _save(model: Any, out: Path, console: Console, source: Path | None = None) -> int:
-    from batchnorm.tools.saving import save
+    from batchnorm.tools.saving import is_archive, save
 
     save(model, out, source)
     console.print(f"Wrote {out}.", soft_wrap=True)
+    if source is not None and not is_archive(source):
+        console.print(f"The {_LOST}: only .keras files keep them.", soft_wrap=True)
     return OK

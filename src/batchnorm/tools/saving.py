@@ -100,12 +100,13 @@ def save(model: Any, out: Path, source: Path | None = None) -> None:
 
     Args:
         source: the file that a Keras model came from, whose numbers alone have changed since:
-            everything else of it is kept, the optimizer and the compilation too.
+            everything else of it is kept, the optimizer and the compilation too, if it is a
+            `.keras` file.
     """
     with replacing(out) as beside:
         if not is_keras(model):
             sys.modules["torch"].save(model.state_dict(), beside)
-        elif source is None or not _is_archive(source):
+        elif source is None or not is_archive(source):
             model.save(beside)
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -114,15 +115,15 @@ def save(model: Any, out: Path, source: Path | None = None) -> None:
                 _copy(source, fresh, beside)
 
 
-def is_compiled(source: Path) -> bool:
-    """Whether a Keras file says how the model is trained."""
-    if not _is_archive(source):
-        return False
+def is_compiled(source: Path | None, model: Any) -> bool:
+    """Whether a Keras model, or the file that it is from, says how it is trained."""
+    if source is None or not is_archive(source):
+        return bool(model.compiled)
     with zipfile.ZipFile(source) as archive:
         return bool(json.loads(archive.read(CONFIG)).get("compile_config"))
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
     """Whether it is a file of Keras 3 with its weights in HDF5."""
     if not zipfile.is_zipfile(path):
         return False
