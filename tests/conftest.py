@@ -18,8 +18,7 @@ import batchnorm
 # An editable installation would be found before PYTHONPATH.
 ONLY_THE_PATH = (
     "import sys; sys.meta_path = "
-    "[f for f in sys.meta_path if 'editable' not in type(f).__module__.lower()]
-"
+    "[f for f in sys.meta_path if 'editable' not in type(f).__module__.lower()]\n"
 )
 PACKAGE = Path(batchnorm.__file__).parent
 TESTS = Path(__file__).parent
