@@ -47,7 +47,7 @@ def test_the_command_leaves_rows_and_a_plot_and_prints_both(one_thread, tmp_path
     assert command.main(arguments) == 0
     with (out / "small.csv").open() as file:
         found = list(csv.DictReader(file))
-    assert len(found) == 6
+    assert len(found) == 12
     for row in found:
         check(row)
         assert row["cpu"]
@@ -58,7 +58,7 @@ def test_the_command_leaves_rows_and_a_plot_and_prints_both(one_thread, tmp_path
     assert cases.QUESTIONS["small"] in output
     assert "small tensors, step, over torch's own <= 2.2: " in output
     assert "cut short by --quick" in output
-    assert "6 rows in " in output
+    assert "12 rows in " in output
 
 
 @pytest.mark.slow

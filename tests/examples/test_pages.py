@@ -26,7 +26,7 @@ FRAMEWORKS = {
     "docs/distributed.md": ("replicas",),
 }
 KERAS = ("README.md", "docs/choosing.md", "docs/keras.md")  # on the Keras backend of the process
-ELSEWHERE = ("docs/moving-from-tf1.md",)
+ELSEWHERE = ("docs/moving-from-tf1.md", "docs/tools.md")
 
 
 @contextlib.contextmanager

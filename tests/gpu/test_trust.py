@@ -12,6 +12,8 @@ interpreted.skip_without_triton()
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import batchnorm
 
@@ -48,6 +50,52 @@ class OnGpu:
 @pytest.mark.parametrize("dtype", TYPES)
 def test_right_kernels_are_trusted(device: Any, dtype: torch.dtype) -> None:
     assert device.why_not(OnGpu(dtype)) is None
+
+
+def during_vmap(asked: Any) -> None:
+    torch.func.vmap(lambda x: asked() or x)(torch.ones(2, 3))
+
+
+def during_grad(asked: Any) -> None:
+    torch.func.grad(lambda x: asked() or x.sum())(torch.ones(3))
+
+
+def during_tangents(asked: Any) -> None:
+    torch.func.jvp(lambda x: asked() or 2 * x, (torch.ones(3),), (torch.ones(3),))
+
+
+def during_tracing(asked: Any) -> None:
+    make_fx(lambda x: asked() or x + 1)(torch.ones(3))
+
+
+def without_memory(asked: Any) -> None:
+    with FakeTensorMode():
+        asked()
+
+
+def with_other_defaults(asked: Any) -> None:
+    with torch.device("meta"), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        asked()
+
+
+# torch's own rules for derivatives (2.13) are scripts
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    "during",
+    [
+        during_vmap, during_grad, during_tangents, during_tracing, without_memory,
+        with_other_defaults,
+    ],
+)  # fmt: skip
+def test_the_first_call_may_be_anywhere(device: Any, during: Any, monkeypatch: Any) -> None:
+    """The comparison is about the device, not about what someone does with it just then."""
+    trust = interpreted.module("backends.torch.trust")
+    monkeypatch.setattr(trust, "BY_ROWS", (3, 1, 1, 3, 70))
+    monkeypatch.setattr(trust, "BY_COLUMNS", (2, 3, 20, 5, 1))
+    answers: list[str | None] = []
+    during(lambda: answers.append(device.why_not(OnGpu())))
+    assert answers == [None]
 
 
 def test_it_is_asked_once(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +187,18 @@ def test_a_kernel_that_does_not_run_is_a_reason(device: Any, monkeypatch: Any) -
     assert device.why_not(OnGpu()) == (
         "A GPU kernel does not run here: RuntimeError: ptxas: no such file"
     )
+
+
+def test_no_memory_says_nothing_of_the_kernels(device: Any, monkeypatch: Any) -> None:
+    def fails(*which: Any) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "compare", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            device.why_not(OnGpu())
+    monkeypatch.setattr(device, "compare", lambda *which: None)
+    assert device.why_not(OnGpu()) is None
 
 
 LACKING = {

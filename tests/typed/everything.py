@@ -76,4 +76,4 @@ print(batchnorm.repair(module).to_json(), batchnorm.explain(layer))
 names = batchnorm.freeze(model, "both") + batchnorm.unfreeze(model)
 names += batchnorm.set_synchronized(module, False)
 folded = batchnorm.fold(model, x)
-given: list[str] = [pair.target for pair in batchnorm.transfer(module, model).pairs]
+given: list[str] = [one.target for one in batchnorm.transfer(module, model).layers]

@@ -1,9 +1,9 @@
 """Compiles the GPU kernels as calls ask for them, without a GPU; a line of JSON for each.
 
-    python gpu_compile.py 80 90 100
+    python gpu_compile.py 13 80 90 100     one of 13, for these compute capabilities
 
-What the package would launch is caught, its arguments described to Triton's compiler as its
-launcher describes them, and NVIDIA's own tool says what the machine code takes.
+What the package would launch is caught, Triton's launcher says what it would compile for it, and
+NVIDIA's own tool what the machine code takes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.driver import driver
 
 from batchnorm._native.triton.layout import REGISTERS, WARPS
 from batchnorm.backends.torch import gpu
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-NAMES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float64: "fp64",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
 # Many rows and few, channels that are full vectors and odd ones, groups and one; and one that
 # takes 64 bits.
 SIZES = (
@@ -43,34 +36,32 @@ SIZES = (
 )  # fmt: skip
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
-Source = tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int, ...], list]]
+# A kernel, and its signature, constants and attributes
+Source = tuple[Any, dict[str, str], dict[Any, Any], dict[Any, Any]]
+
+
+class Driver:
+    """What Triton asks of a device before it compiles for it."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
 
 
 def described(kernel: Any, operands: tuple[Any, ...], constants: dict[str, Any]) -> Source:
-    """What Triton's launcher would compile for these arguments."""
-    signature: dict[str, str] = {}
-    fixed: dict[str, Any] = {}
-    aligned: dict[tuple[int, ...], list] = {}
-    for i, (name, value) in enumerate(zip(kernel.arg_names, operands, strict=False)):
-        general = kernel.params[i].do_not_specialize
-        if value is None or (isinstance(value, int) and value == 1 and not general):
-            signature[name], fixed[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = f"*{NAMES[value.dtype]}"
-            aligned[i,] = [["tt.divisibility", 16]]
-        elif isinstance(value, int):
-            signature[name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0 and not general:
-                aligned[i,] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "fp64"
-    for name, value in constants.items():
-        signature[name], fixed[name] = "constexpr", value
-    return kernel, signature, fixed, aligned
+    """What Triton's own launcher would compile for these arguments."""
+    *_, backend, binder = kernel.device_caches[0]
+    given = {**constants, "debug": False, "instrumentation_mode": ""}
+    bound, specialization, options = binder(*operands, **given)
+    _, *source = kernel._pack_args(backend, given, bound, specialization, options)
+    return kernel, *source
 
 
 def caught() -> Iterator[Source]:
     """Every launch of every kind of call, each once."""
+    driver.set_active(Driver())
     found: dict[str, Source] = {}
 
     def catch(kernel: Any, grid: Any, *operands: Any, **constants: Any) -> None:
@@ -115,9 +106,9 @@ def every_operator(dtype: torch.dtype, sizes: Any, weighted: bool, relu: int) ->
 
 def compiled(source: Source, capability: int) -> dict[str, Any]:
     """What the machine code of a kernel takes."""
-    kernel, signature, fixed, aligned = source
+    kernel, signature, constants, attributes = source
     made = triton.compile(
-        ASTSource(kernel, signature=signature, constexprs=fixed, attrs=aligned),
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": WARPS, "maxnreg": REGISTERS},
     )
@@ -128,6 +119,7 @@ def compiled(source: Source, capability: int) -> dict[str, Any]:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     used = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", said)}
     types = [signature[name] for name in ("x", "weights") if name in signature]
+    fixed = {kernel.arg_names[place[0]]: value for place, value in constants.items()}
     shape = [fixed.get(name) for name in ("ROWS", "LANES", "WIDTH", "SPLITS", "GROUPED")]
     return {"kernel": kernel.__name__, "sm": capability, "types": types, "tile": shape, **used}
 

@@ -92,9 +92,12 @@ def capturing() -> bool:
 
 def _distrust(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels are not trusted there: they differ from array operations, or do not run."""
-    with torch.no_grad(), _disable_current_modes():
+    # whatever the first call is in the middle of: a transformation, a tracer, a level of tangents
+    with torch.no_grad(), torch._C._DisableFuncTorch(), _disable_current_modes():
         try:
             found = compare(device, dtype)
+        except torch.OutOfMemoryError:
+            raise  # it says nothing of the kernels, and the next call asks again
         except Exception as error:  # of Triton, its compiler, a driver: whatever it is, say it
             lines = str(error).strip().splitlines() or ["no message"]
             return f"A GPU kernel does not run here: {type(error).__name__}: {lines[0]}"
