@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
 
-from batchnorm.tools.result import Result
+from batchnorm.tools.result import Result, new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Differences(NamedTuple):
@@ -82,7 +84,7 @@ class Transfer(Result):
         return lines + [f"{name}: {missed}." for name in self.never_called]
 
     def table(self) -> Table:
-        result = Table(title=f"Transferred {len(self.layers)}", title_justify="left")
+        result = new_table(f"Transferred {len(self.layers)}")
         for name in ("from", "to"):
             result.add_column(name, no_wrap=True)
         for name in ("channels", "evaluation", "one step", "ten steps"):
