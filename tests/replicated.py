@@ -37,6 +37,7 @@ def vectors(shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.linspace(0.8, 1.2, shape[-1]), np.linspace(-0.2, 0.3, shape[-1])
 
 
+CLIPPING = {"rmax": 1.5, "rmin": 0.7, "dmax": 0.5}
 # name: (sizes behind the batch, options, what else there is)
 MODES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
     "plain": ((3,), {}, {}),
@@ -48,11 +49,7 @@ MODES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
     "mask with NaN under it": ((6, 3), {}, {"mask": True, "nan": True}),
     "weights": ((6, 3), {}, {"weights": True}),
     "mask, weights and axis 1": ((3, 6), {"axis": 1}, {"mask": True, "weights": True}),
-    "renorm": (
-        (6, 3),
-        {"renorm": True, "renorm_clipping": {"rmax": 1.5, "rmin": 0.7, "dmax": 0.5}},
-        {},
-    ),
+    "renorm": ((6, 3), {"renorm": True, "renorm_clipping": CLIPPING}, {}),
     "renorm and mask": ((6, 3), {"renorm": True}, {"mask": True}),
     "ghost": ((6, 3), {"virtual_batch_size": 2}, {}),
     "ghost, renorm and weights": (
@@ -156,8 +153,7 @@ def expected(one: Case) -> reference.Result:
     if size := options.get("virtual_batch_size"):
         options["virtual_batch_size"] = size * len(one.rows)
     if options.get("ghost_order") == "chunks":
-        order = by_chunks(one)
-        places, padded = np.argsort(order), lambda array: array[order]
+        places, padded = np.argsort(by_chunks(one)), lambda array: array[by_chunks(one)]
     elif size:
         places, padded = there(one).reshape(-1), lambda array: laid_out(one, array)
         mask = given.get("mask", np.ones(sum(one.rows), bool))
@@ -176,8 +172,8 @@ def expected(one: Case) -> reference.Result:
 
 def by_chunks(one: Case) -> np.ndarray:
     """The rows of all replicas' first chunks, of their second ones, and so on."""
-    rows = np.arange(sum(one.rows)).reshape(len(one.rows), -1, one.options["virtual_batch_size"])
-    return rows.swapaxes(0, 1).reshape(-1)
+    shape = (len(one.rows), -1, one.options["virtual_batch_size"])
+    return np.arange(sum(one.rows)).reshape(shape).swapaxes(0, 1).reshape(-1)
 
 
 def there(one: Case) -> np.ndarray:
