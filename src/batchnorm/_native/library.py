@@ -70,7 +70,6 @@ def path_of(stem: str) -> Path:
     )
 
 
-@functools.cache
 def folders_of_libraries() -> tuple[Path, ...]:
     """Where the libraries may be: beside this file, or where an editable installation built them.
 
