@@ -42,7 +42,7 @@ def test_an_editable_installation_of_this_tree_says_where_it_built(
     monkeypatch.setattr(library.metadata, "distribution", lambda _: installed)
     here, built = Path(library.__file__).parent, tmp_path / "batchnorm" / "_native"
     expected = (here, built) if editable else (here,)
-    assert library.folders_of_libraries.__wrapped__() == expected
+    assert library.folders_of_libraries() == expected
 
 
 def test_the_wheel_is_of_no_python_version() -> None:
