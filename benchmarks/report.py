@@ -74,7 +74,8 @@ def plot(path: Path, rows: Sequence[Row], processor: str) -> None:
     frameworks = list(dict.fromkeys(row.framework for row in rows))
     whats = list(dict.fromkeys(row.what for row in rows))
     # A bare figure, not pyplot: no window, no display, no global state.
-    figure = Figure(figsize=(2.5 + 4 * len(whats), 1 + 3.2 * len(frameworks)), layout="constrained")
+    size = (2.5 + 6.5 * len(whats), 1 + 3.6 * len(frameworks))
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(frameworks), len(whats), squeeze=False)
     for line, framework in zip(panels, frameworks, strict=True):
         for panel, what in zip(line, whats, strict=True):
@@ -91,6 +92,7 @@ def _panel(panel: Any, rows: Sequence[Row]) -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         curves.setdefault(_label(row), []).append((row.megabytes, row.ratio))
+    sizes = sorted({row.megabytes for row in rows})
     for label, points in curves.items():
         dashes = "--" if "bfloat16" in label else "-"
         x, y = zip(*sorted(points), strict=True)
@@ -98,13 +100,16 @@ def _panel(panel: Any, rows: Sequence[Row]) -> None:
     panel.axhline(1, color="gray", linewidth=0.8, linestyle=":")
     panel.set_xscale("log")
     panel.set_yscale("log")
-    ticks = (0.25, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
+    panel.set_xticks(sizes)
+    panel.xaxis.set_major_formatter("{x:.3g}")
+    panel.xaxis.set_minor_formatter("")
+    ticks = (0.25, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
     low, high = panel.get_ylim()
     panel.set_yticks([tick for tick in ticks if low <= tick <= high] or [1])
     panel.yaxis.set_major_formatter("{x:g}")
     panel.yaxis.set_minor_formatter("")
     if curves:
-        panel.legend(fontsize=6)
+        panel.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.3)
 
 
 def _label(row: Row) -> str:
