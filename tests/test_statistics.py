@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -106,12 +107,21 @@ def test_float64_statistics_do_not_round_the_momentum(engine: engines.Engine) ->
     np.testing.assert_allclose(new["moving_mean"], 0.01 * x.mean(0), rtol=1e-13)
 
 
-def test_the_first_debiased_step_is_the_batch(engine: engines.Engine) -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999, 0.99999])
+@pytest.mark.parametrize("steps", [1, 2, 300])
+def test_debiased_steps_of_one_batch_are_the_batch(
+    engine: engines.Engine, momentum: float, steps: int
+) -> None:
     _, state = initial(engine, X, zero_debias="both")
     state["moving_mean"] += 5  # the initial value is discarded
-    new, _ = after(engine, state, zero_debias="both", momentum=0.9)
-    np.testing.assert_allclose(new["moving_mean"], X.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(new["moving_variance"], X.var(0), rtol=1e-5)
+    seen = -math.expm1((steps - 1) * math.log(momentum)) if momentum and steps > 1 else 1.0
+    if steps > 1:
+        state["local_step"] += steps - 1
+        state["biased_mean"] += np.float32(seen) * X.mean(0)
+        state["biased_variance"] += np.float32(seen) * X.var(0)
+    new, _ = after(engine, state, zero_debias="both", momentum=momentum)
+    np.testing.assert_allclose(new["moving_mean"], X.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(new["moving_variance"], X.var(0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"renorm": True}])

@@ -12,6 +12,7 @@ State is a dictionary. Every vector has the shape of the parameters (one axis: `
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from batchnorm._moments import Moments, average, constant, merge, unbiased
@@ -222,7 +223,12 @@ def _debiased(ops: Any, biased: Tensor, step: Tensor, momentum: Any, old: Tensor
 
     Reference: Kingma & Ba 2015, "Adam", section 3. With momentum 1 nothing is ever seen.
     """
-    seen = 1 - momentum**step
+    # 1 - m^step as it stands loses the digits that a momentum near 1 shares with 1
+    if ops.is_tensor(momentum):
+        logarithm = ops.log(momentum)
+    else:
+        logarithm = math.log(momentum) if momentum > 0 else -math.inf
+    seen = -ops.expm1(step * logarithm)
     some = seen > 0
     return ops.where(some, biased / ops.fill(seen, ~some, 1), old)
 

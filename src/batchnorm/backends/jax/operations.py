@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from batchnorm.backends.jax.meshes import explicit, sharded_alike
 
+log = jnp.log
+expm1 = jnp.expm1
 sqrt = jnp.sqrt
 rsqrt = jax.lax.rsqrt
 maximum = jnp.maximum

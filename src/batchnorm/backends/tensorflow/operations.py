@@ -12,6 +12,8 @@ import tensorflow as tf
 from batchnorm.backends.tensorflow.constants import constant
 
 where = tf.where
+log = tf.math.log
+expm1 = tf.math.expm1
 sqrt = tf.sqrt
 rsqrt = tf.math.rsqrt
 maximum = tf.maximum

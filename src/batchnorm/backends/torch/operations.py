@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 where = torch.where
+log = torch.log
+expm1 = torch.expm1
 sqrt = torch.sqrt
 rsqrt = torch.rsqrt
 equal = torch.eq
