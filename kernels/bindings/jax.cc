@@ -89,7 +89,7 @@ struct Frame {
   Attributes attributes;
 };
 
-constexpr int kInvalidArgument = 3, kScalar = 3, kMost = 13;
+constexpr int kInvalidArgument = 3, kScalar = 3, kMost = 12;
 
 int type_code(int xla_type) {
   switch (xla_type) {
@@ -162,7 +162,7 @@ void* handle(const Frame* frame, int arguments, int results, int big_arguments, 
   Array in[kMost], out[kMost];
   gather(frame->arguments, in);
   gather(frame->results, out);
-  int64_t present = 31, dims[5][5];
+  int64_t present = 31, dims[3][5];
   const Extra extra = extra_of(frame->attributes, &present);
   for (int i = 0; i < big_arguments + big_results; ++i)
     if (!restore(i < big_arguments ? in[i] : out[i - big_arguments], present, dims[i]))
@@ -186,7 +186,4 @@ BN_API void* batchnorm_backward_sums(Frame* frame) { return handle(frame, 8, 2, 
 BN_API void* batchnorm_backward_input(Frame* frame) { return handle(frame, 12, 1, 2, 1, batchnorm::backward_input<false>); }
 BN_API void* batchnorm_standardize_add(Frame* frame) { return handle(frame, 10, 1, 2, 1, batchnorm::standardize<true>); }
 BN_API void* batchnorm_forward_add(Frame* frame) { return handle(frame, 5, 5, 2, 1, batchnorm::forward<true>); }
-BN_API void* batchnorm_backward_add(Frame* frame) { return handle(frame, 11, 4, 3, 2, batchnorm::backward<true>); }
-BN_API void* batchnorm_backward_sums_add(Frame* frame) { return handle(frame, 9, 2, 3, 0, batchnorm::backward_sums<true>); }
-BN_API void* batchnorm_backward_input_add(Frame* frame) { return handle(frame, 13, 2, 3, 2, batchnorm::backward_input<true>); }
 }

@@ -147,7 +147,7 @@ def _where_live(ops: Any, live: Tensor, measured: Moments, old: Rows) -> Moments
     )
     return Moments(
         ops.where(live, measured.mean, mean),
-        ops.where(live, measured.remainder, ops.zeros_like(measured.remainder)),
+        ops.fill(measured.remainder, ~live, 0),
         ops.where(live, measured.variance, variance),
         measured.count,
     )

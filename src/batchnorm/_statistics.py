@@ -205,7 +205,8 @@ def _averages(
     deviation = ops.sqrt(biased_variance + options.epsilon)
     for name, value in (("renorm_mean", mean), ("renorm_stddev", deviation)):
         new[name] = moved(state[name], value, renorm_momentum)
-    stddev = ops.sqrt(variance + options.epsilon)
+    same = variance is biased_variance
+    stddev = deviation if same else ops.sqrt(variance + options.epsilon)
     old = _agreeing_stddev(ops, state, options.epsilon)
     track("stddev", stddev, old, options.zero_debias == "both")
     square = new["moving_stddev"] * new["moving_stddev"]

@@ -35,9 +35,9 @@ LIMITS = {
     "plain": (17, 10, 5),
     "16 bits": (19, 12, 6),
     "relu": (18, 14, 6),
-    "renorm": (72, 16, 5),
-    "weights": (48, 33, 13),
-    "mask": (49, 33, 14),
+    "renorm": (70, 16, 5),
+    "weights": (45, 31, 13),
+    "mask": (46, 31, 14),
     "ghost": (29, 12, 5),
 }
 FREE = ("empty", "view", "_unsafe_view", "expand", "permute", "detach", "alias", "select", "slice")

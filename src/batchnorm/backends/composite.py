@@ -53,7 +53,7 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
     dtype = statistics_dtype(ops.dtype(x))
     given = view.apart(ops, x)
     x = ops.cast(given, dtype)
-    divisor: Any = None
+    share: Any = None
     if weights is None:
         count = ops.full((g, 1), view.values_per_group, dtype, x)
         shift = ops.cast(ops.near(given, over), dtype)  # a view of x would hold it in 32 bits
@@ -62,13 +62,13 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
         x = ops.fill(x, ops.equal(weights, 0), 0)
         total = ops.long_sum(weights, over)
         count = ops.broadcast_to(ops.reshape(total, (-1, 1)), (g, 1))
-        divisor = ops.fill(total, ops.equal(total, 0), 1)
-        shift = ops.pin(ops.long_sum(weights * x, over) / divisor)
+        share = weights / ops.fill(total, ops.equal(total, 0), 1)
+        shift = ops.pin(ops.long_sum(share * x, over))
 
     def mean_of(values: Tensor) -> Tensor:
         if weights is None:
             return ops.mean(values, over)
-        return ops.long_sum(weights * values, over) / divisor
+        return ops.long_sum(share * values, over)
 
     shifted = x - shift
     remainder = mean_of(shifted)

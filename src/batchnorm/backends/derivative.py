@@ -94,7 +94,8 @@ def backward(
             dy = ops.subtract(dy, along_dy, times)
             dy = ops.add_product(dy, centered, along_xh, -times)
         else:
-            dy = dy - weights * (along_dy + centered * along_xh)
+            common = ops.add_product(along_dy, centered, along_xh)
+            dy = ops.add_product(dy, weights, common, -1.0)
     dx = ops.product(dy, view.along(ops, slope), ops.dtype(x))
     return Slopes(dx if view.groups is None else ops.reshape(dx, view.shape), d_scale, d_offset)
 

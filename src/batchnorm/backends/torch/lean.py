@@ -57,6 +57,8 @@ class _Standardize(torch.autograd.Function):
         factors = composite.factors_of(operations, used.variance, scale, case.epsilon)
         ctx.case, ctx.replicas = case._replace(weights=None), replicas
         ctx.save_for_backward(x, case.weights, scale, offset, live, *factors, *used)
+        if centered is None:  # what is left out passes no gradient: `backward` knows
+            centered, _ = composite.centered_on(operations, x, case, used)
         return composite.standardize(operations, x, case, used, scale, offset, factors, centered)
 
     @staticmethod
