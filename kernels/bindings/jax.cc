@@ -4,8 +4,8 @@
 // building needs no JAX and one binary serves its versions: it answers with the version that it is asked by. Operands and
 // results are those of bindings/checked.h, but x, dy and y come without their dimensions of size 1: with them, XLA may
 // choose another order of dimensions for a reshape before the call, and copy x to bring it back (bfloat16, JAX 0.10.2).
-// The attribute `present` has a bit for each of the five dimensions that is there. epsilon, activation and frozen are
-// attributes too.
+// The attribute `present` has a bit for each of the five dimensions that is there. What bindings/checked.h calls Extra
+// are attributes too.
 #include <cstring>
 
 #include "checked.h"
@@ -124,6 +124,9 @@ Extra extra_of(const Attributes& given, int64_t* present) {
     if (name == "activation") std::memcpy(&extra.activation, value, sizeof extra.activation);
     if (name == "present") std::memcpy(present, value, sizeof *present);
     if (name == "frozen") extra.frozen = *(const unsigned char*)value != 0;
+    if (name == "momentum") std::memcpy(&extra.momentum, value, sizeof extra.momentum);
+    if (name == "unbiased") extra.unbiased = *(const unsigned char*)value != 0;
+    if (name == "propagate") extra.propagate = *(const unsigned char*)value != 0;
   }
   return extra;
 }
@@ -186,4 +189,5 @@ BN_API void* batchnorm_backward_sums(Frame* frame) { return handle(frame, 8, 2, 
 BN_API void* batchnorm_backward_input(Frame* frame) { return handle(frame, 12, 1, 2, 1, batchnorm::backward_input<false>); }
 BN_API void* batchnorm_standardize_add(Frame* frame) { return handle(frame, 10, 1, 2, 1, batchnorm::standardize<true>); }
 BN_API void* batchnorm_forward_add(Frame* frame) { return handle(frame, 5, 5, 2, 1, batchnorm::forward<true>); }
+BN_API void* batchnorm_remember(Frame* frame) { return handle(frame, 8, 4, 0, 0, batchnorm::remember); }
 }

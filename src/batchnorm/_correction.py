@@ -13,7 +13,7 @@ from batchnorm._axes import View, product, shape_of
 from batchnorm._moments import Moments
 from batchnorm._options import CLIPPING_KEYS, Options
 from batchnorm._plan import Plan
-from batchnorm._rows import Rows
+from batchnorm._rows import Rows, aside
 from batchnorm.backends.composite import affine
 
 Tensor = Any
@@ -53,7 +53,7 @@ def correct(
     options = plan.options
     inner: Affine = (None, None)
     if options.renorm:
-        inner = renorm_correction(ops, options, old, measured, live)
+        inner = _renorm(ops, options, old, measured, live)
     outer = (_training(ops, parameters[0], live), _training(ops, parameters[1], live))
     if options.adjustment is None:
         return Correction(*compose(inner, outer), options.activation, None)
@@ -86,6 +86,23 @@ def compose(inner: Affine, outer: Affine) -> Affine:
     if outer_offset is not None:
         offset = outer_offset if offset is None else offset + outer_offset
     return scale, offset
+
+
+def _renorm(
+    ops: Any, options: Options, old: Rows, measured: Moments | None, live: Tensor | None
+) -> Affine:
+    """`renorm_correction`, aside where its bounds are numbers and every group has values."""
+    assert measured is not None
+    bounds = (options.renorm_clipping or {}).values()
+    if live is not None or not all(one is None or isinstance(one, numbers.Real) for one in bounds):
+        return renorm_correction(ops, options, old, measured, live)
+
+    def both(ops: Any, old: Rows, measured: Moments) -> dict[str, Tensor]:
+        r, d = renorm_correction(ops, options, old, measured, None)
+        return {"r": r, "d": d}
+
+    found = aside(ops, old, measured, both)
+    return found["r"], found["d"]
 
 
 def renorm_correction(

@@ -17,7 +17,7 @@ from typing import Any
 
 from batchnorm._moments import Moments, average, constant, merge, unbiased
 from batchnorm._options import Options
-from batchnorm._rows import Rows, State, as_given
+from batchnorm._rows import Rows, State, as_given, aside
 
 Tensor = Any
 
@@ -61,8 +61,14 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
         )
         if new is not None:
             return {**state, **new}
-    new = remember(ops, options, old, measured, grouped, plan.filled)
-    return {**state, **as_given(ops, new, state)}
+
+    def one_step_on(ops: Any, old: Rows, measured: Moments) -> State:
+        new = remember(ops, options, old, measured, grouped, plan.filled)
+        return as_given(ops, new, old.state)
+
+    if options.momenta_are_numbers:
+        return {**state, **aside(ops, old, measured, one_step_on)}
+    return {**state, **one_step_on(ops, old, measured)}
 
 
 def in_turn(options: Options, grouped: bool) -> bool:

@@ -11,6 +11,7 @@ from batchnorm._moments import Moments
 from batchnorm._native import library
 from batchnorm._options import Options
 from batchnorm._statistics import remember
+from batchnorm.backends import host
 
 GROUPS, COLUMNS = 3, 7
 NAMES = ("moving_mean", "moving_variance", "skipped_updates", "num_updates")
@@ -34,23 +35,9 @@ def given(dtype: str) -> tuple[Moments, dict[str, np.ndarray]]:
     return Moments(mean, remainder * np.finfo(dtype).eps, variance, count), state
 
 
-class Ops:
-    """What `remember` asks of a framework, in NumPy."""
-
-    where, sqrt, maximum, isfinite, equal = np.where, np.sqrt, np.maximum, np.isfinite, np.equal
-    all, ones_like, zeros_like, shape = np.all, np.ones_like, np.zeros_like, np.shape
-    reshape, broadcast_to = np.reshape, np.broadcast_to
-    cast = staticmethod(lambda x, dtype: x.astype(dtype))
-    fill = staticmethod(lambda x, condition, value: np.where(condition, value, x).astype(x.dtype))
-    dtype = staticmethod(lambda x: x.dtype.name)
-    sum = staticmethod(lambda x, axes: np.sum(x, axes, keepdims=True))
-    is_tensor = staticmethod(lambda x: isinstance(x, np.ndarray))
-    stop_gradient = staticmethod(lambda x: x)
-
-
 def expected(options: Options, state: Any, moments: Moments) -> dict[str, np.ndarray]:
     with np.errstate(all="ignore"):
-        new = remember(Ops, options, state, moments, False, False)
+        new = remember(host, options, state, moments, False, False)
     return {**state, **new}
 
 
@@ -206,6 +193,58 @@ def test_torch_takes_the_kernel(
     ]
     for name, value in before.items():
         np.testing.assert_array_equal(state[name], value, err_msg=name)
+
+
+@OPTIONS
+def test_jax_takes_the_kernel(unbiased: bool, propagate: bool, momentum: float) -> None:
+    """Eagerly, in a program, and one example after the other."""
+    import jax
+
+    import batchnorm
+
+    x = np.random.default_rng(0).normal(size=(4, 3, 5, 2)).astype("float32")
+    x[:, 1, :, 0] = np.nan
+    how = {"axis": (1, 3), **named(unbiased, propagate, momentum)}
+
+    def step(x: Any, state: Any) -> Any:
+        return batchnorm.batch_norm(x, {}, state, training=True, **how)[1]
+
+    x = jax.numpy.asarray(x)
+    _, state = batchnorm.init(x, axis=(1, 3))
+    compiled = jax.jit(step)
+    traced = compiled(x, state)
+    assert compiled.lower(x, state).as_text().count("@batchnorm_remember(") == 1
+    mapped = jax.vmap(step, (0, None))(jax.numpy.stack((x, x + 1)), state)
+    # the composite path of the same moments: the state where the kernel does not hold it
+    narrow = {
+        name: one.astype("int16") if "updates" in name else one for name, one in state.items()
+    }
+    other = step(x, narrow)
+    found = (step(x, state), traced, {name: one[0] for name, one in mapped.items()})
+    for new in found:
+        assert set(new) == set(other)
+        for name, value in other.items():
+            assert (new[name].shape, new[name].dtype) == (state[name].shape, state[name].dtype)
+            np.testing.assert_array_equal(new[name], value, err_msg=name)
+    one_more = step(x + 1, state)
+    for name, value in one_more.items():
+        np.testing.assert_array_equal(mapped[name][1], value, err_msg=name)
+
+
+def test_a_moving_average_has_no_derivative_in_jax() -> None:
+    import jax
+
+    import batchnorm
+
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    _, state = batchnorm.init(x)
+
+    def mean_of(x: Any, mean: Any) -> Any:
+        given = {**state, "moving_mean": mean}
+        return batchnorm.batch_norm(x, {}, given, training=True)[1]["moving_mean"]
+
+    for slopes in jax.jacfwd(mean_of, (0, 1))(x, x[0]), jax.jacrev(mean_of, (0, 1))(x, x[0]):
+        assert not any(np.any(one) for one in slopes)
 
 
 def test_tensorflow_keeps_what_else_a_state_holds() -> None:

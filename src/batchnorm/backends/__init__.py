@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 PROTOCOL = (
     # the big steps: `steps.Steps`, in array operations; `fused.Steps` for x, or why there are none
     "COMPOSITE", "kernels_for",
+    # `host`, where a call costs more than the arithmetic of a vector, and vectors there; or None
+    "HOST", "on_host",
     # who is calling, and where
     "UNAVAILABLE", "recomputing", "traced", "why_not",
     # replicas

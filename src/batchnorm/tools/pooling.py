@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchnorm._moments import Moments, average, merge, unbiased
-from batchnorm.tools import host
+from batchnorm.backends import host
 
 METHODS = ("exact", "average", "ema")
 

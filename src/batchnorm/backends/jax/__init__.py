@@ -11,6 +11,7 @@ from batchnorm.backends.jax.place import UNAVAILABLE as UNAVAILABLE
 from batchnorm.backends.jax.place import recomputing, traced, why_not
 from batchnorm.backends.jax.replicas import aligned, all_gather, find_replicas
 
+HOST = on_host = None  # what is done with vectors, JAX compiles
 COMPOSITE = moments.Steps(operations)
 KERNELS = fused.Steps(operations, derivatives, adds=True)
 

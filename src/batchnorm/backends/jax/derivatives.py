@@ -7,6 +7,7 @@ constants and have none.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from batchnorm._moments import Moments
 from batchnorm.backends.fused import ACTIVATIONS, Sizes, Vectors
-from batchnorm.backends.jax.meshes import varying, varying_alike
+from batchnorm.backends.jax.meshes import explicit, varying, varying_alike
 from batchnorm.backends.jax.place import UNAVAILABLE
 from batchnorm.backends.jax.replicas import Replicas
 
@@ -76,9 +77,24 @@ def standardize(
 
 
 def remember(
-    state: Any, measured: Moments, momentum: float, unbiased: bool, propagate: bool
-) -> None:
-    """None: where a call's own cost matters, JAX compiles it away."""
+    state: Mapping[str, jax.Array],
+    measured: Moments,
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> dict[str, jax.Array] | None:
+    """The plain moving averages after a step, by one kernel; None where it does not hold them.
+
+    Meshes and maps partition what is written in JAX's own operations, and no kernel.
+    """
+    held = dict.fromkeys(("moving_mean", "moving_variance"), measured.mean.dtype)
+    held |= {name: jnp.int32 for name in ("skipped_updates", "num_updates") if name in state}
+    if jax.device_count() > 1 or any(state[name].dtype != one for name, one in held.items()):
+        return None
+    old = {name: jax.lax.stop_gradient(state[name]) for name in held}
+    if any(varying(one) or explicit(one) for one in (*measured, *old.values())):
+        return None
+    return own_kernels.remember(measured, old, momentum, unbiased, propagate)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

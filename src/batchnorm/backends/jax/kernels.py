@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ except OSError as error:
     raise KernelsUnavailable(f"The JAX binding cannot be loaded: {error}.") from error
 for _name in (
     "moments", "standardize", "forward", "backward", "backward_sums", "backward_input",
-    "standardize_add", "forward_add",
+    "standardize_add", "forward_add", "remember",
 ):  # fmt: skip
     jax.ffi.register_ffi_target(
         f"batchnorm_{_name}",
@@ -196,3 +197,22 @@ def backward_input(
         frozen=False,
     )
     return dx
+
+
+def remember(
+    moments: Sequence[Array],
+    state: Mapping[str, Array],
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> dict[str, Array]:
+    """The moving averages and counters after a step; a counter may be absent."""
+    names = ("moving_mean", "moving_variance", "skipped_updates", "num_updates")
+    old = [state[name] if name in state else jnp.zeros((0,), jnp.int32) for name in names]
+    call = jax.ffi.ffi_call(
+        "batchnorm_remember",
+        [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in old],
+        vmap_method="sequential",
+    )
+    new = call(*moments, *old, momentum=momentum, unbiased=unbiased, propagate=propagate)
+    return {name: one for name, one in zip(names, new, strict=True) if name in state}

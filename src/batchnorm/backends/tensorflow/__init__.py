@@ -11,6 +11,7 @@ from batchnorm.backends.tensorflow.place import UNAVAILABLE as UNAVAILABLE
 from batchnorm.backends.tensorflow.place import recomputing, traced, why_not
 from batchnorm.backends.tensorflow.replicas import aligned, all_gather, find_replicas
 
+HOST = on_host = None  # graphs compute on vectors themselves
 COMPOSITE = steps.Steps(operations, inference.infer, lean.standardize)
 KERNELS = fused.Steps(operations, derivatives, adds=True)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from batchnorm.backends import fused, steps
+from batchnorm.backends import fused, host, steps
 from batchnorm.backends.torch import derivatives, inference, lean, operations, whole
 from batchnorm.backends.torch.operations import *  # noqa: F403
 from batchnorm.backends.torch.place import UNAVAILABLE as UNAVAILABLE
-from batchnorm.backends.torch.place import recomputing, traced, why_not
+from batchnorm.backends.torch.place import on_host, recomputing, traced, why_not
 from batchnorm.backends.torch.replicas import aligned, all_gather, find_replicas
 
+HOST = host
 COMPOSITE = steps.Steps(operations, inference.infer, lean.standardize, lean.remember)
 KERNELS = fused.Steps(operations, derivatives, whole.whole, adds=True)
 ON_GPU = fused.Steps(operations, derivatives, adds=True)
