@@ -160,17 +160,21 @@ def test_a_lookup_keeps_its_vocabulary():
 
 
 def test_options_that_only_learning_needs_do_not_matter():
-    """Functions of the user cannot be built from their names."""
+    """Functions and classes of the user cannot be built from their names."""
 
     def mine(x):
         return keras.ops.maximum(x, 0.1 * x)
 
+    class Total(keras.regularizers.Regularizer):
+        def __call__(self, w):
+            return keras.ops.sum(w)
+
+    class Same(keras.constraints.Constraint):
+        def __call__(self, w):
+            return w
+
     linear = layers.Dense(
-        4,
-        activation=mine,
-        kernel_regularizer=lambda w: keras.ops.sum(w),
-        kernel_constraint=lambda w: w,
-        name="dense",
+        4, activation=mine, kernel_regularizer=Total(), kernel_constraint=Same(), name="dense"
     )
     inputs = keras.Input((5,))
     model = shake(keras.Model(inputs, linear(BatchNormalization()(inputs))))
