@@ -49,6 +49,7 @@ def test_why_not_refuses_other_names() -> None:
 
 
 def test_why_not_refuses_what_is_no_tensor() -> None:
+    pytest.importorskip("torch")
     with pytest.raises(TypeError) as caught:
         why_not(X)
     assert str(caught.value) == (
@@ -147,6 +148,7 @@ def unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_sentence_says_that_there_are_none(
     mode: str, said: int, unavailable: None, monkeypatch: Any, caplog: Any
 ) -> None:
+    pytest.importorskip("torch")
     monkeypatch.setenv("BATCHNORM_KERNELS", mode)
     with caplog.at_level(logging.INFO, "batchnorm"):
         assert loading.load_operators.__wrapped__("torch") == "They are not here."
@@ -157,6 +159,7 @@ def test_one_sentence_says_that_there_are_none(
 
 
 def test_require_insists(unavailable: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
     monkeypatch.setenv("BATCHNORM_KERNELS", "require")
     with pytest.raises(RuntimeError) as caught:
         loading.load_operators.__wrapped__("torch")
@@ -193,6 +196,7 @@ for line in lines: print("log", line)
 
 
 def test_without_kernels_everything_works(python: Callable[..., str], tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     source = Path(batchnorm.__file__).parent
     package = tmp_path / "batchnorm"
     built = shutil.ignore_patterns("*.so", "*.dylib", "*.dll", "__pycache__")

@@ -140,6 +140,8 @@ print((status("VmHWM") - before) / (48 << 20))
 def test_the_peak_is_y_and_dx(python: Callable[..., str], name: str, dtype: str) -> None:
     """In units of x. The composite path needs 5 and more, measured once, in one type."""
 
+    pytest.importorskip(name)
+
     def peak(fused: bool) -> float:
         set_up = f"DTYPE, ITEM, FUSED = {dtype!r}, {BYTES[dtype]}, {fused}\n"
         return float(python(set_up + PEAK + STEPS[name] + MEASURE))

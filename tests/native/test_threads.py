@@ -37,6 +37,7 @@ print(load().bn_get_threads(), digest.hexdigest())
 
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_any_number_of_threads_gives_the_same_bits(python: Callable[..., str], name: str) -> None:
+    pytest.importorskip(name)
     code = f"NAME = {name!r}\n{BITS}"
     found = [python(code, OMP_NUM_THREADS=threads).split() for threads in ("1", "3")]
     assert [threads for threads, _ in found] == ["1", "3"]
@@ -118,6 +119,7 @@ def work():
 
 def test_torch_survives_a_fork(python: Callable[..., str]) -> None:
     """The parent has used torch's team of threads, the children have none of it."""
+    pytest.importorskip("torch")
     code = """
 import os, signal, torch, batchnorm
 def work():
@@ -133,6 +135,7 @@ def work():
 
 
 def test_a_data_loader_with_workers_may_normalize(python: Callable[..., str]) -> None:
+    pytest.importorskip("torch")
     code = """
 import torch, batchnorm
 class Data(torch.utils.data.Dataset):

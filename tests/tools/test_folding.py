@@ -169,6 +169,9 @@ def test_options_that_only_learning_needs_do_not_matter():
         def __call__(self, w):
             return keras.ops.sum(w)
 
+        def get_config(self):
+            return {}
+
     class Same(keras.constraints.Constraint):
         def __call__(self, w):
             return w
