@@ -128,8 +128,8 @@ def test_a_broken_library_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_another_abi_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "ABI_VERSION", 999)
     found = library.load().bn_abi_version()
+    monkeypatch.setattr(library, "ABI_VERSION", 999)
     assert refusal(monkeypatch) == (
         f"The native kernels are of ABI version {found}, this package needs 999: install batchnorm "
         "again."
@@ -138,6 +138,8 @@ def test_another_abi_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+
     def refuse(name: str) -> None:
         raise library.KernelsUnavailable("They are not here.")
 
@@ -148,7 +150,6 @@ def unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_sentence_says_that_there_are_none(
     mode: str, said: int, unavailable: None, monkeypatch: Any, caplog: Any
 ) -> None:
-    pytest.importorskip("torch")
     monkeypatch.setenv("BATCHNORM_KERNELS", mode)
     with caplog.at_level(logging.INFO, "batchnorm"):
         assert loading.load_operators.__wrapped__("torch") == "They are not here."
@@ -159,7 +160,6 @@ def test_one_sentence_says_that_there_are_none(
 
 
 def test_require_insists(unavailable: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
     monkeypatch.setenv("BATCHNORM_KERNELS", "require")
     with pytest.raises(RuntimeError) as caught:
         loading.load_operators.__wrapped__("torch")
