@@ -72,7 +72,7 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
 
     shifted = x - shift
     remainder = mean_of(shifted)
-    centered = shifted - remainder
+    centered = ops.subtract(shifted, remainder, into=shifted)
     variance = mean_of(centered * centered)
     mean, remainder, variance = (ops.reshape(v, (g, c)) for v in (shift, remainder, variance))
     found = Moments(mean, remainder, variance, count)
@@ -95,7 +95,7 @@ def standardize(
     finite, y = offset and no gradient passes, as if the value were not there.
 
     Shapes: x as given to the layer, and y of x's shape; vectors `[G or 1, C]` or `(C,)`; `centered`
-    is x - mean of the shape `split`, where it is known.
+    is x - mean of the shape `split`, where it is known, and its memory may become y's.
     """
     view, excluded = case.view, None
     if centered is None:
@@ -103,9 +103,9 @@ def standardize(
     slope = view.along(ops, (factors or factors_of(ops, used.variance, scale, case.epsilon)).slope)
     dtype = ops.dtype(x)
     if offset is None:
-        y = ops.product(centered, slope, dtype)
+        y = ops.product(centered, slope, dtype, into=centered)
     else:
-        y = ops.add_product(view.along(ops, offset), centered, slope, dtype=dtype)
+        y = ops.add_product(view.along(ops, offset), centered, slope, dtype=dtype, into=centered)
     if excluded is not None:
         y = ops.where(excluded, ops.stop_gradient(y), y)
     y = activated(ops, y, case.activation)
@@ -121,7 +121,7 @@ def centered_on(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor,
     x = ops.cast(view.apart(ops, x), statistics_dtype(ops.dtype(x)))
     centered = x - view.along(ops, used.mean)
     if used.remainder is not None:
-        centered = centered - view.along(ops, used.remainder)
+        centered = ops.subtract(centered, view.along(ops, used.remainder), into=centered)
     if weights is None:
         return centered, None
     excluded = ops.equal(weights, 0) & ~ops.isfinite(x)

@@ -73,8 +73,9 @@ def backward(
         stopped = excluded if stopped is None else stopped | excluded
     if stopped is not None:
         dy = ops.fill(dy, stopped, 0)
+    products = dy * centered
     sum_dy, sum_dy_centered = (
-        ops.reshape(ops.long_sum(one, view.reduced), (g, c)) for one in (dy, dy * centered)
+        ops.reshape(ops.long_sum(one, view.reduced), (g, c)) for one in (dy, products)
     )
     sum_dy_xh = sum_dy_centered * inverse
     d_scale = None if scale is None else _like(ops, view, sum_dy_xh, scale)
@@ -91,12 +92,12 @@ def backward(
             sum_dy, sum_dy_xh = sum_dy * share, sum_dy_xh * share
         along_dy, along_xh = view.along(ops, sum_dy), view.along(ops, sum_dy_xh * inverse)
         if weights is None:
-            dy = ops.subtract(dy, along_dy, times)
-            dy = ops.add_product(dy, centered, along_xh, -times)
+            dy = ops.subtract(dy, along_dy, times, into=products)
+            dy = ops.add_product(dy, centered, along_xh, -times, into=products)
         else:
-            common = ops.add_product(along_dy, centered, along_xh)
-            dy = ops.add_product(dy, weights, common, -1.0)
-    dx = ops.product(dy, view.along(ops, slope), ops.dtype(x))
+            common = ops.add_product(along_dy, centered, along_xh, into=centered)
+            dy = ops.add_product(dy, weights, common, -1.0, into=products)
+    dx = ops.product(dy, view.along(ops, slope), ops.dtype(x), into=products)
     return Slopes(dx if view.groups is None else ops.reshape(dx, view.shape), d_scale, d_offset)
 
 
@@ -146,10 +147,10 @@ def _stopped(
     """Where the activation passes no derivative on; None for nowhere."""
     if case.activation is None:
         return None
-    y = centered * case.view.along(ops, slope)
-    if offset is not None:
-        y = y + case.view.along(ops, offset)
-    return y <= 0  # NaN passes
+    along = case.view.along
+    if offset is None:
+        return centered * along(ops, slope) <= 0  # NaN passes
+    return ops.add_product(along(ops, offset), centered, along(ops, slope)) <= 0
 
 
 def _like(ops: Any, view: Any, total: Tensor, vector: Tensor) -> Tensor:

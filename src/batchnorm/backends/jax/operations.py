@@ -107,20 +107,25 @@ def _number(x: jax.Array, axes: Any) -> Any:
     return max(number, 1) if isinstance(number, int) else jnp.asarray(number, x.dtype)  # symbolic
 
 
-def subtract(x: jax.Array, y: jax.Array, times: float = 1.0) -> jax.Array:
-    """x - times * y."""
+def subtract(x: jax.Array, y: jax.Array, times: float = 1.0, into: Any = None) -> jax.Array:
+    """x - times * y. `into`, memory that may be overwritten, is for PyTorch, here and below."""
     return x - y * times
 
 
 def add_product(
-    x: jax.Array, y: jax.Array, z: jax.Array, times: float = 1.0, dtype: str | None = None
+    x: jax.Array,
+    y: jax.Array,
+    z: jax.Array,
+    times: float = 1.0,
+    dtype: str | None = None,
+    into: Any = None,
 ) -> jax.Array:
     """x + times * y * z, in this type."""
     result = x + y * (z * times)
     return result if dtype is None else cast(result, dtype)
 
 
-def product(x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:
+def product(x: jax.Array, y: jax.Array, dtype: str, into: Any = None) -> jax.Array:
     """x * y, in this type."""
     return cast(x * y, dtype)
 

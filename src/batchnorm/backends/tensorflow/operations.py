@@ -154,20 +154,25 @@ def near(x: tf.Tensor, axes: Any) -> tf.Tensor:
     return first if x.shape.num_elements() else sum(first, axes)  # which may be empty
 
 
-def subtract(x: tf.Tensor, y: tf.Tensor, times: float = 1.0) -> tf.Tensor:
-    """x - times * y."""
+def subtract(x: tf.Tensor, y: tf.Tensor, times: float = 1.0, into: Any = None) -> tf.Tensor:
+    """x - times * y. `into`, memory that may be overwritten, is for PyTorch, here and below."""
     return x - (y if times == 1 else y * times)
 
 
 def add_product(
-    x: tf.Tensor, y: tf.Tensor, z: tf.Tensor, times: float = 1.0, dtype: str | None = None
+    x: tf.Tensor,
+    y: tf.Tensor,
+    z: tf.Tensor,
+    times: float = 1.0,
+    dtype: str | None = None,
+    into: Any = None,
 ) -> tf.Tensor:
     """x + times * y * z, in this type."""
     result = x + y * (z if times == 1 else z * times)
     return result if dtype is None else cast(result, dtype)
 
 
-def product(x: tf.Tensor, y: tf.Tensor, dtype: str) -> tf.Tensor:
+def product(x: tf.Tensor, y: tf.Tensor, dtype: str, into: Any = None) -> tf.Tensor:
     """x * y, in this type."""
     return cast(x * y, dtype)
 

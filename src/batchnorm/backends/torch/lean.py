@@ -28,7 +28,7 @@ def standardize(
     operands = (x, case, used, scale, offset, live, replicas)
     if _transformed():
         return derivative.differentiable(operations, *operands)
-    return _Standardize.apply(*operands, centered)
+    return _Standardize.apply(*operands, (centered,))
 
 
 def _transformed() -> bool:
@@ -52,11 +52,12 @@ class _Standardize(torch.autograd.Function):
         offset: torch.Tensor | None,
         live: torch.Tensor | None,
         replicas: Any,
-        centered: torch.Tensor | None,
+        known: tuple[torch.Tensor | None],  # in a tuple: y may take its memory
     ) -> torch.Tensor:
         factors = composite.factors_of(operations, used.variance, scale, case.epsilon)
         ctx.case, ctx.replicas = case._replace(weights=None), replicas
         ctx.save_for_backward(x, case.weights, scale, offset, live, *factors, *used)
+        (centered,) = known
         if centered is None:  # what is left out passes no gradient: `backward` knows
             centered, _ = composite.centered_on(operations, x, case, used)
         return composite.standardize(operations, x, case, used, scale, offset, factors, centered)

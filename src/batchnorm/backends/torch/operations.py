@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
+
+from batchnorm.backends.torch.place import PLAIN, traced
 
 where = torch.where
 log = torch.log
@@ -109,8 +112,8 @@ def stop_gradient(x: torch.Tensor) -> torch.Tensor:
 
 
 def sum(x: torch.Tensor, axes: Any) -> torch.Tensor:
-    # over no dimensions at all torch adds up everything
-    return x if axes == () else torch.sum(x, axes, keepdim=True)
+    # over no dimensions at all torch adds up everything; x itself might be overwritten
+    return x.clone() if axes == () else torch.sum(x, axes, keepdim=True)
 
 
 long_sum = sum  # torch adds in cascades
@@ -127,52 +130,64 @@ def near(x: torch.Tensor, axes: Any) -> torch.Tensor:
     return first if x.numel() else sum(first, axes)
 
 
-def subtract(x: torch.Tensor, y: torch.Tensor, times: float = 1.0) -> torch.Tensor:
-    """x - times * y."""
-    return torch.sub(x, y, alpha=times)
+def subtract(
+    x: torch.Tensor, y: torch.Tensor, times: float = 1.0, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x - times * y; `into`, here and below, is memory that the result may overwrite."""
+    return torch.sub(x, y, alpha=times, out=_room(into, x.dtype, x, y))
 
 
 def add_product(
-    x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, times: float = 1.0, dtype: str | None = None
+    x: torch.Tensor,
+    y: torch.Tensor,
+    z: torch.Tensor,
+    times: float = 1.0,
+    dtype: str | None = None,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x + times * y * z, in this type."""
-    narrow = _narrow(y, dtype)
-    return (
-        torch.addcmul(x, y, z, value=times, out=narrow)
-        if narrow is not None
-        else _in_type(torch.addcmul(x, y, z, value=times), dtype)
-    )
+    wanted = y.dtype if dtype is None else getattr(torch, dtype)
+    result = torch.addcmul(x, y, z, value=times, out=_room(into, wanted, y, x, z))
+    return result if dtype is None else cast(result, dtype)
 
 
-def product(x: torch.Tensor, y: torch.Tensor, dtype: str) -> torch.Tensor:
+def product(
+    x: torch.Tensor, y: torch.Tensor, dtype: str, into: torch.Tensor | None = None
+) -> torch.Tensor:
     """x * y, in this type."""
-    narrow = _narrow(x, dtype)
-    return torch.mul(x, y, out=narrow) if narrow is not None else _in_type(x * y, dtype)
+    return cast(torch.mul(x, y, out=_room(into, getattr(torch, dtype), x, y)), dtype)
 
 
-def _narrow(x: torch.Tensor, dtype: str | None) -> torch.Tensor | None:
-    """Room for a result of another type than x, so that it is rounded as it is written.
+def _room(
+    into: torch.Tensor | None, wanted: torch.dtype, x: torch.Tensor, *others: torch.Tensor
+) -> torch.Tensor | None:
+    """Where a result of this type and of x's shape goes; None where PyTorch finds the room.
 
-    None where the type is x's, or where someone watches who has no rule for that.
+    That is `into`, or room of its own for another type than x's, so that it is rounded as it is
+    written. New memory of some megabytes takes longer than arithmetic on it: its pages are cleared.
     """
-    wanted = x.dtype if dtype is None else getattr(torch, dtype)
-    if x.dtype is wanted or not _unwatched(x):
+    if into is not None and into.dtype is not wanted:
+        into = None
+    if (into is None and x.dtype is wanted) or _watched(x, *others):
         return None
-    return torch.empty_like(x, dtype=wanted)
+    return torch.empty_like(x, dtype=wanted) if into is None else into
 
 
-def _in_type(x: torch.Tensor, dtype: str | None) -> torch.Tensor:
-    return x if dtype is None else cast(x, dtype)
-
-
-def _unwatched(x: torch.Tensor) -> bool:
-    return not (
-        torch.is_grad_enabled()
-        or type(x) is not torch.Tensor
-        or torch.compiler.is_compiling()
+def _watched(*operands: torch.Tensor) -> bool:
+    """Whether someone has no rule for results in given memory, or keeps what was there before."""
+    if (
+        traced(operands[0])
         or torch._C._are_functorch_transforms_active()
-        or torch._C._functorch.is_legacy_batchedtensor(x)
-    )
+        or forward_ad._current_level >= 0
+    ):
+        return True
+    attached = torch.is_grad_enabled()
+    for one in operands:
+        if type(one) not in PLAIN or (attached and one.requires_grad):
+            return True
+        if torch._C._functorch.is_legacy_batchedtensor(one):
+            return True
+    return False
 
 
 def products(x: torch.Tensor) -> torch.Tensor:
