@@ -2,9 +2,10 @@
 
 Each folder has the same files. `operations` are array operations under common names; `kernels`
 binds the native kernels, `derivatives` gives them their derivatives; `replicas` talks to other
-processes or devices; `place` knows who is calling. The folder itself is what the core gets as
-`ops`, with the names of PROTOCOL, of equal signatures. `composite.py` writes the big steps in array
-operations, for all of them; `fused.py` is what the kernels of all frameworks share.
+processes or devices; `place` knows where it is called, and whether the kernels run there. The
+folder itself is what the core gets as `ops`, with the names of PROTOCOL, of equal signatures.
+`composite.py` writes the big steps in array operations, for all of them; `fused.py` is what the
+kernels of all frameworks share.
 
 The core picks a backend from the tensor it is given, so that one process can use all three.
 """

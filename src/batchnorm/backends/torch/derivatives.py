@@ -18,8 +18,9 @@ from batchnorm._moments import Moments
 from batchnorm.backends.fused import ACTIVATIONS, Sizes, Vectors, exact_backward
 from batchnorm.backends.torch import operations
 from batchnorm.backends.torch.operators import one_by_one
-from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
+from batchnorm.backends.torch.place import UNAVAILABLE
 from batchnorm.backends.torch.replicas import Replicas, all_reduce
+from batchnorm.backends.torch.watchers import PLAIN, observed
 
 if UNAVAILABLE is None:
     from batchnorm.backends.torch.kernels import kernels

@@ -8,7 +8,7 @@ import torch
 
 from batchnorm.backends.composite import SMALLEST, factors_of
 from batchnorm.backends.torch import operations
-from batchnorm.backends.torch.place import exporting
+from batchnorm.backends.torch.watchers import exporting
 
 
 def infer(

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from batchnorm._moments import Moments, unbiased
 from batchnorm.backends import composite, derivative
 from batchnorm.backends.composite import Case, Factors
 from batchnorm.backends.torch import operations
+from batchnorm.backends.torch.watchers import transformed
 
 
 def standardize(
@@ -26,19 +26,9 @@ def standardize(
 ) -> torch.Tensor:
     """y, whose derivative is the total one; see `composite.standardize`."""
     operands = (x, case, used, scale, offset, live, replicas)
-    if _transformed():
+    if transformed():
         return derivative.differentiable(operations, *operands)
     return _Standardize.apply(*operands, (centered,))
-
-
-def _transformed() -> bool:
-    """Whether what happens is looked through: there is no better derivative than the whole one."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-    )
 
 
 class _Standardize(torch.autograd.Function):
@@ -90,7 +80,7 @@ def remember(
     """
     names = ("moving_mean", "moving_variance")
     old = [state[name].detach() for name in names]
-    if _transformed() or any(one.dtype is not measured.mean.dtype for one in old):
+    if transformed() or any(one.dtype is not measured.mean.dtype for one in old):
         return None
     kept = unbiased(operations, measured) if is_unbiased else measured
     values = [one.reshape(old[0].shape) for one in (kept.mean + kept.remainder, kept.variance)]

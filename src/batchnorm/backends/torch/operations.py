@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import forward_ad
 
-from batchnorm.backends.torch.place import PLAIN, traced
+from batchnorm.backends.torch.watchers import PLAIN, traced, transformed
 
 where = torch.where
 log = torch.log
@@ -166,20 +165,16 @@ def _room(
     That is `into`, or room of its own for another type than x's, so that it is rounded as it is
     written. New memory of some megabytes takes longer than arithmetic on it: its pages are cleared.
     """
-    if into is not None and into.dtype is not wanted:
-        into = None
-    if (into is None and x.dtype is wanted) or _watched(x, *others):
+    if into is not None and into.dtype is wanted:
+        return None if _watched(x, *others, into) else into
+    if x.dtype is wanted or _watched(x, *others):
         return None
-    return torch.empty_like(x, dtype=wanted) if into is None else into
+    return torch.empty_like(x, dtype=wanted)
 
 
 def _watched(*operands: torch.Tensor) -> bool:
     """Whether someone has no rule for results in given memory, or keeps what was there before."""
-    if (
-        traced(operands[0])
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    ):
+    if transformed() or traced(operands[0]):
         return True
     attached = torch.is_grad_enabled()
     for one in operands:

@@ -1,4 +1,4 @@
-"""Who is calling PyTorch's side, and where: what decides whether the kernels may run."""
+"""Where PyTorch's side is called: what decides whether the kernels may run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.autograd import forward_ad
 
 from batchnorm.backends.loading import load_operators
 from batchnorm.backends.torch import device
+from batchnorm.backends.torch.watchers import PLAIN, observed
 
 UNAVAILABLE = load_operators("torch")
-PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def why_not(x: torch.Tensor) -> str | None:
@@ -23,37 +23,6 @@ def why_not(x: torch.Tensor) -> str | None:
     if forward_ad._current_level >= 0:  # torch.func.jvp, or a level of forward_ad
         return "The native kernels have no forward-mode derivative."
     return None
-
-
-def traced(x: torch.Tensor) -> bool:
-    """Whether what is called now becomes a program that may run elsewhere."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._get_dispatch_mode(_PROXY) is not None  # make_fx
-    )
-
-
-_PROXY = torch._C._TorchDispatchModeKey.PROXY
-
-
-# torch 2.6 has none
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.jit.is_scripting)
-
-
-def exporting() -> bool:
-    """Whether a program is made that others will read: `torch.export`, ONNX, `torch.jit.trace`."""
-    return _is_exporting() or torch._C._get_tracing_state() is not None
-
-
-def observed() -> bool:
-    """Whether someone must see every operation: a transformation, a tracer, the profiler."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-    )
 
 
 def on_host(vectors: Iterable[torch.Tensor]) -> list[np.ndarray] | None:

@@ -14,7 +14,8 @@ import torch
 
 from batchnorm._native.library import check
 from batchnorm.backends.fused import ACTIVATIONS
-from batchnorm.backends.torch.place import PLAIN, UNAVAILABLE, observed
+from batchnorm.backends.torch.place import UNAVAILABLE
+from batchnorm.backends.torch.watchers import PLAIN, observed
 
 if UNAVAILABLE is None:
     from batchnorm.backends.torch.call import CODES, HUGE, kernels
