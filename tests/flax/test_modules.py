@@ -218,6 +218,17 @@ def test_relu_runs_inside(api: Any) -> None:
     close(mine(x), jax.nn.relu(plain(x)), 1e-6)
 
 
+def test_another_number_of_features_is_refused(api: Any) -> None:
+    norm = api(True, 3, use_scale=False, use_bias=False)
+    norm.init(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="features") as caught:
+        norm(jnp.ones((2, 4)))
+    assert str(caught.value) == (
+        "BatchNorm: x must have 3 features on axis [1], as the module was made for; got 4 in an "
+        "input of shape (2, 4)."
+    )
+
+
 def test_an_option_is_checked_when_the_module_is_made(api: Any) -> None:
     with pytest.raises(ValueError, match="statistics") as caught:
         api(True, 3, statistics="both").init(jnp.ones((2, 3)))

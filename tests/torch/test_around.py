@@ -234,6 +234,28 @@ def test_fuse_modules_takes_our_module_by_a_mapping_as_the_page_says() -> None:
     assert_close(fused(batch()), model(batch()), rtol=1e-5, atol=1e-5)
 
 
+def test_scripting_is_refused_with_what_to_do_and_leaves_the_model_as_it_is() -> None:
+    model = network("renorm").eval()
+    norm = model[1]
+    with pytest.raises(TypeError) as caught:
+        scripted(model)
+    assert str(caught.value) == (
+        "BatchNorm2d: torch.jit.script cannot compile this module. For inference, call eval() and "
+        "use torch.jit.trace or torch.export, or script a copy that batchnorm.torch.revert gave "
+        "torch's own modules."
+    )
+    assert model[1] is norm
+    plain = copy.deepcopy(model)
+    ours.revert(plain)
+    assert_close(scripted(plain)(batch()), model(batch()))
+
+
+def scripted(model: torch.nn.Module) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's word on scripting
+        return torch.jit.script(model)
+
+
 def test_second_derivatives_pass() -> None:
     norm = ours.BatchNorm1d(3, dtype=torch.float64)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)

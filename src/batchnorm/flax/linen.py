@@ -77,7 +77,7 @@ class BatchNorm(linen.BatchNorm):
         if self.use_bias:
             parameters["beta"] = self.param("bias", self.bias_init, features, self.param_dtype)
         dtype = canonicalize_dtype(x, *parameters.values(), dtype=self.dtype)
-        shape = vector_shape(x, options)
+        shape = vector_shape(x, options, mean)
         y, new = normalize(
             options,
             jnp.asarray(x, jnp.promote_types(x.dtype, dtype)),

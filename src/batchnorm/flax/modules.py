@@ -86,7 +86,7 @@ class BatchNorm(nnx.BatchNorm):
             (x, self.mean[...], self.var[...], scale, bias), dtype=self.dtype
         )
         options = options_of(self)
-        shape = vector_shape(x, options)
+        shape = vector_shape(x, options, self.mean[...])
         held = {**NAMES, **{name: name for name in further(options)}}
         state = {name: getattr(self, ours)[...] for name, ours in held.items()}
         given = {"gamma": scale, "beta": bias}

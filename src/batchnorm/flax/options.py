@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -122,9 +123,20 @@ def state_of(options: Options, held: Mapping[str, Any], shape: tuple[int, ...]) 
     return state
 
 
-def vector_shape(x: jax.Array, options: Options) -> tuple[int, ...]:
-    """The shape of the core's vectors for x."""
-    return _axes.parameter_shape(x.shape, _axes.resolve(options.axis, x.ndim, options.owner))
+def vector_shape(x: jax.Array, options: Options, held: jax.Array) -> tuple[int, ...]:
+    """The shape of the core's vectors for x.
+
+    Raises:
+        ValueError: x has another number of features than the vector that is held.
+    """
+    axes = _axes.resolve(options.axis, x.ndim, options.owner)
+    shape = _axes.parameter_shape(x.shape, axes)
+    if math.prod(shape) != held.size:
+        raise ValueError(
+            f"{options.owner}: x must have {held.size} features on axis {list(axes)}, as the "
+            f"module was made for; got {math.prod(shape)} in an input of shape {x.shape}."
+        )
+    return shape
 
 
 def mask_of(x: jax.Array, mask: Any, options: Options) -> Any:

@@ -214,6 +214,18 @@ class Modes(Remembering):
         path = x.tracer.path_of_module(self)
         return x.tracer.create_proxy("call_module", path, (x,), given)
 
+    def __prepare_scriptable__(self) -> Any:
+        """Called by `torch.jit.script`, which compiles Python of a kind that this is not.
+
+        Raises:
+            TypeError: always, with what to do instead.
+        """
+        raise TypeError(
+            f"{type(self).__name__}: torch.jit.script cannot compile this module. For inference, "
+            "call eval() and use torch.jit.trace or torch.export, or script a copy that "
+            "batchnorm.torch.revert gave torch's own modules."
+        )
+
     def extra_repr(self) -> str:
         changed = [
             f"{name}={getattr(self, name)!r}"
