@@ -312,7 +312,7 @@ const char* bn_error(int code) {
     case BN_NULL: return "a required pointer is NULL";
     case BN_BAD_WEIGHTS: return "each size of the weights must be 1 or the size of that axis of x";
     case BN_NO_MEMORY: return "out of memory for per-channel scratch";
-    case BN_NEGATIVE_WEIGHT: return "weights must not be negative";
+    case BN_NEGATIVE_WEIGHT: return "batch_weights must not be negative: weight 0 leaves a value out";
     case BN_BAD_ACTIVATION: return "activation must be 0 (none) or 1 (relu)";
     default: return "unknown error code";
   }

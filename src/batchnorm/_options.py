@@ -50,7 +50,7 @@ class Options:
         set_ = object.__setattr__  # the dataclass is frozen for everybody else
         set_(self, "axis", self._checked_axis())
         for name in ("momentum", "renorm_momentum"):
-            set_(self, name, self._checked_unit_interval(name, getattr(self, name)))
+            set_(self, name, unit_interval(self.owner, name, getattr(self, name)))
         set_(self, "epsilon", self._checked_epsilon())
         self._check_clipping()
         for name in ("renorm", "unbiased_moving_variance", "pooled_moving_variance"):
@@ -100,20 +100,6 @@ class Options:
         return tuple(axes) if many else axes[0]
 
     # Numbers of NumPy and others become Python's: those do not widen a float32 tensor.
-
-    def _checked_unit_interval(self, name: str, value: Any) -> Any:
-        if isinstance(value, (str, bool)):
-            raise TypeError(
-                f"{self.owner}: {name} must be a number in [0, 1] or None; got {value!r}."
-            )
-        if value is None or not isinstance(value, (float, numbers.Real)):
-            return value
-        if not 0 <= float(value) <= 1:
-            raise ValueError(
-                f"{self.owner}: {name} must be in [0, 1]: the share of the old value that a step "
-                f"keeps; got {value}."
-            )
-        return float(value)
 
     def _checked_epsilon(self) -> float:
         epsilon: Any = self.epsilon
@@ -221,6 +207,24 @@ class Options:
                 f"virtual_batch_size={self.virtual_batch_size}; got {self.axis!r}. A ghost batch "
                 "is a part of the batch."
             )
+
+
+def unit_interval(owner: str, name: str, value: Any) -> Any:
+    """A share of the old value, as Python's number where it is one; tensors and None as they are.
+
+    Raises:
+        TypeError, ValueError: it is no number in [0, 1], in the name that the user knows it by.
+    """
+    if isinstance(value, (str, bool)):
+        raise TypeError(f"{owner}: {name} must be a number in [0, 1] or None; got {value!r}.")
+    if value is None or not isinstance(value, (float, numbers.Real)):
+        return value
+    if not 0 <= float(value) <= 1:
+        raise ValueError(
+            f"{owner}: {name} must be in [0, 1]: the share of the old value that a step keeps; "
+            f"got {value}."
+        )
+    return float(value)
 
 
 _GIVEN = [one.name for one in dataclasses.fields(Options) if one.init]

@@ -178,9 +178,9 @@ def test_true_inside_a_named_axis_asks_for_its_name() -> None:
 
 def test_a_name_of_no_axis_is_refused() -> None:
     assert refused(RuntimeError, lambda x: step(x, "batch"), jnp.ones((4, 3))) == (
-        "batch_norm: synchronized must name an axis of the shard_map, pmap or vmap around it; got "
-        "'batch' inside the axes []. Under jax.jit with a sharded batch statistics are global as "
-        "it is: write synchronized=True."
+        "batch_norm: synchronized (flax's axis_name) must name an axis of the shard_map, pmap or "
+        "vmap around it; got 'batch' inside the axes []. Under jax.jit with a sharded batch "
+        "statistics are global as it is: write synchronized=True, or axis_name=None."
     )
 
 

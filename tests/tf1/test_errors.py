@@ -150,6 +150,13 @@ def test_reuse_without_a_name_is_refused(graph):
         ({"reuse": True}, ValueError,
          "batch_norm: scope must be given with reuse=True; got None. Name the scope whose "
          "variables are meant."),
+        ({"decay": 2.0}, ValueError,
+         "batch_norm 'BatchNorm': decay must be in [0, 1]: the share of the old value that a step "
+         "keeps; got 2.0."),
+        ({"decay": None}, TypeError,
+         "batch_norm 'BatchNorm': decay must be a number in [0, 1]; got None."),
+        ({"renorm": True, "renorm_decay": "1"}, TypeError,
+         "batch_norm 'BatchNorm': renorm_decay must be a number in [0, 1] or None; got '1'."),
         ({"is_training": None}, ValueError,
          "batch_norm: is_training must be a bool, 0, 1 or a boolean scalar tensor; got None."),
         ({"is_training": None, "updates_collections": None}, ValueError,

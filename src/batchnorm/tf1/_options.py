@@ -7,18 +7,26 @@ from typing import Any
 
 import tensorflow as tf
 
-from batchnorm._options import Options
+from batchnorm._options import Options, unit_interval
+
+MOMENTA = {"momentum": "momentum", "renorm_momentum": "renorm_momentum"}
 
 
-def checked(*, dtype: tf.DType, owner: str, **options: Any) -> Options:
+def checked(
+    *, dtype: tf.DType, owner: str, known_as: Mapping[str, str] = MOMENTA, **options: Any
+) -> Options:
     """`Options`, with tensors among them cast to the type of the statistics.
+
+    Args:
+        known_as: what the caller's arguments are called for the momenta.
 
     Raises:
         TypeError, ValueError: see `Options`.
     """
-    for name in ("momentum", "renorm_momentum"):
+    for name, known in known_as.items():
         if options[name] is None:  # no state here counts its updates, no original has this
-            raise TypeError(f"{owner}: {name} must be a number in [0, 1]; got None.")
+            raise TypeError(f"{owner}: {known} must be a number in [0, 1]; got None.")
+        options[name] = unit_interval(owner, known, options[name])
         if isinstance(options[name], (tf.Tensor, tf.Variable)):
             options[name] = tf.cast(options[name], dtype)
     clipping = options["renorm_clipping"]

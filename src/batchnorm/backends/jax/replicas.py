@@ -60,9 +60,10 @@ def find_replicas(synchronized: Any, owner: str) -> Replicas | None:
         )
     if not set(axes) <= set(known):
         raise RuntimeError(
-            f"{owner}: synchronized must name an axis of the shard_map, pmap or vmap around it; "
-            f"got {synchronized!r} inside the axes {known}. Under jax.jit with a sharded batch "
-            "statistics are global as it is: write synchronized=True."
+            f"{owner}: synchronized (flax's axis_name) must name an axis of the shard_map, pmap or "
+            f"vmap around it; got {synchronized!r} inside the axes {known}. Under jax.jit with a "
+            "sharded batch statistics are global as it is: write synchronized=True, or "
+            "axis_name=None."
         )
     return Replicas(tuple(axes), math.prod(sizes[axis] for axis in axes))
 

@@ -128,6 +128,7 @@ def batch_norm(
             activation="relu" if _is_relu(activation_fn) else None,
             dtype=dtype,
             owner=owner,
+            known_as={"momentum": "decay", "renorm_momentum": "renorm_decay"},
         )
         vectors = _vectors(
             options, inputs, path, center, scale, dtype, trainable,
