@@ -1,7 +1,7 @@
 """A plain call in one go, for small tensors: there each look at a tensor costs as much as a kernel.
 
 It computes what the steps compute, by the same kernels, and takes nothing but plain tensors in
-plain memory that nobody watches; all others take the steps.
+plain memory, or in channels-last order, that nobody watches; all others take the steps.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if UNAVAILABLE is None:
     from batchnorm.backends.torch.derivatives import run
 
 State = dict[str, torch.Tensor]
+Lies = tuple[torch.memory_format, Any]
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _OF_STATE = {"moving_mean", "moving_variance", "skipped_updates", "num_updates"}
 
 
@@ -31,7 +33,11 @@ class Ready:
     def __init__(self, plan: Any) -> None:
         options, view = plan.options, plan.view
         self.sizes = view.canonical
-        self.c_sizes = (ctypes.c_int64 * 5)(*view.canonical)
+        a, g, b, c, d = view.canonical
+        self.read = [(torch.contiguous_format, (ctypes.c_int64 * 5)(a, g, b, c, d))]
+        native = CHANNELS_LAST.get(len(view.shape))
+        if view.axes == (1,) and native is not None:
+            self.read.append((native, (ctypes.c_int64 * 5)(a, g, b * d, c, 1)))
         self.rows = view.row_shape
         self.length = self.rows[0] * self.rows[1]
         self.statistics = getattr(torch, plan.dtype)
@@ -43,6 +49,13 @@ class Ready:
             options.unbiased_moving_variance,
             options.on_nonfinite == "propagate",
         )
+
+    def lies(self, x: torch.Tensor) -> Lies | None:
+        """The order of x's memory, and the sizes that it reads as; None for any other order."""
+        for lies in self.read:
+            if x.is_contiguous(memory_format=lies[0]):
+                return lies
+        return None
 
     def holds(self, vector: Any) -> bool:
         """Whether a vector lies as the kernels read it."""
@@ -60,11 +73,14 @@ def whole(
     plan: Any, x: torch.Tensor, parameters: Mapping[str, Any], state: Mapping[str, Any]
 ) -> tuple[torch.Tensor, State] | None:
     """What the steps return; None where they must be taken."""
-    if type(x) not in PLAIN or not x.is_contiguous() or x.is_neg() or observed():
+    if type(x) not in PLAIN or x.is_neg() or observed():
         return None
     ready = plan.ready.get("torch")
     if ready is None:
         ready = plan.ready["torch"] = Ready(plan)
+    lies = ready.lies(x)
+    if lies is None:
+        return None
     gamma, beta = parameters.get("gamma"), parameters.get("beta")
     mean, variance = state.get("moving_mean"), state.get("moving_variance")
     for vector in (gamma, beta, mean, variance):
@@ -84,15 +100,15 @@ def whole(
     if not plan.batch:
         if learns:
             return None
-        return _infer(ready, x, gamma, beta, mean, variance), dict(state)
+        return _infer(ready, lies, x, gamma, beta, mean, variance), dict(state)
     skipped, number = state.get("skipped_updates"), state.get("num_updates")
     if skipped is not None and not _counts(skipped, ready.length):
         return None
     counted = number if number is not None and _counts(number, 1) else None
     if learns:
-        y, moments = _Forward.apply(ready, x, gamma, beta)
+        y, moments = _Forward.apply(ready, lies, x, gamma, beta)
     else:
-        y, moments = _forward(ready, x, gamma, beta)
+        y, moments = _forward(ready, lies, x, gamma, beta)
     if not plan.update:
         return y, dict(state)
     assert mean is not None
@@ -145,11 +161,13 @@ def _pointer(vector: torch.Tensor | None) -> int | None:
     return None if vector is None else vector.data_ptr()
 
 
-def _infer(ready: Ready, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any) -> torch.Tensor:
+def _infer(
+    ready: Ready, lies: Lies, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any
+) -> torch.Tensor:
     y = _fresh(x)
     code = kernels.bn_standardize(
         CODES[x.dtype],
-        ready.c_sizes,
+        lies[1],
         x.data_ptr(),
         None,
         None,
@@ -166,12 +184,14 @@ def _infer(ready: Ready, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any
     return y
 
 
-def _forward(ready: Ready, x: Any, gamma: Any, beta: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(
+    ready: Ready, lies: Lies, x: Any, gamma: Any, beta: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     y = _fresh(x)
     moments = torch.empty(3 * ready.length + ready.rows[0], dtype=ready.statistics)
     code = kernels.bn_forward(
         CODES[x.dtype],
-        ready.c_sizes,
+        lies[1],
         x.data_ptr(),
         None,
         None,
@@ -190,9 +210,9 @@ class _Forward(torch.autograd.Function):
     """y and the moments; the derivative is that of the operator `forward`."""
 
     @staticmethod
-    def forward(ctx: Any, ready: Ready, x: Any, gamma: Any, beta: Any) -> Any:
-        y, moments = _forward(ready, x, gamma, beta)
-        ctx.ready = ready
+    def forward(ctx: Any, ready: Ready, lies: Lies, x: Any, gamma: Any, beta: Any) -> Any:
+        y, moments = _forward(ready, lies, x, gamma, beta)
+        ctx.ready, ctx.lies = ready, lies
         ctx.save_for_backward(x, gamma, beta, moments)
         ctx.mark_non_differentiable(moments)
         ctx.set_materialize_grads(False)
@@ -201,19 +221,19 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Any, _: Any) -> Any:
         if dy is None:
-            return None, None, None, None
+            return None, None, None, None, None
         ready = ctx.ready
         x, gamma, beta, moments = ctx.saved_tensors
         if (
             torch.is_grad_enabled()  # a derivative of this one is wanted
             or type(dy) not in PLAIN
             or dy.dtype is not x.dtype
-            or not dy.is_contiguous()
+            or not dy.is_contiguous(memory_format=ctx.lies[0])
             or dy.is_neg()
             or observed()
             or torch._C._functorch.is_legacy_batchedtensor(dy)
         ):
-            return None, *_by_operator(ready, x, dy, gamma, beta, moments)
+            return None, None, *_by_operator(ready, x, dy, gamma, beta, moments)
         dx = _fresh(x)
         sum_dy, sum_dy_xh = (
             torch.empty(ready.length, dtype=ready.statistics)
@@ -224,7 +244,7 @@ class _Forward(torch.autograd.Function):
         mean, remainder, variance, count = _pointers(ready, moments)
         code = kernels.bn_backward(
             CODES[x.dtype],
-            ready.c_sizes,
+            ctx.lies[1],
             x.data_ptr(),
             dy.data_ptr(),
             None,
@@ -244,7 +264,8 @@ class _Forward(torch.autograd.Function):
             dx.data_ptr(),
         )
         check(kernels, code)
-        return None, dx, None if gamma is None else sum_dy_xh, None if beta is None else sum_dy
+        d_gamma = None if gamma is None else sum_dy_xh
+        return None, None, dx, d_gamma, None if beta is None else sum_dy
 
 
 def _by_operator(ready: Ready, x: Any, dy: Any, gamma: Any, beta: Any, moments: Any) -> Any:
