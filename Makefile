@@ -87,7 +87,7 @@ $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.test
 	  2>&1 | tee $(LOGS)/$*.log
 
 # In a process and a folder of their own: Triton crashes where TensorFlow was imported before. Its
-# interpreter needs no GPU, its compiler neither. COMPILED=1 compiles every kernel, about half an hour.
+# interpreter needs no GPU, its compiler neither. COMPILED=1 compiles every kernel, about a quarter of an hour.
 $(GPU)/.triton: constraints.txt | $(BIN)/python
 	$(PIP) --no-deps --upgrade --target $(GPU) triton
 	@touch $@

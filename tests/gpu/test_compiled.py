@@ -22,7 +22,7 @@ from batchnorm._native.triton.tiles import mine, offsets, place
 
 WORKER = Path(__file__).parents[1] / "workers" / "gpu_compile.py"
 ARCHITECTURES = ("80", "90", "100")
-# One of so many is compiled, another one for each architecture; COMPILED=1 takes half an hour.
+# One of so many is compiled, another one for each architecture; COMPILED=1: a quarter of an hour.
 EVERY = os.environ.get("COMPILED", "13")
 
 
