@@ -42,6 +42,7 @@ def resolve_training(ops: Any, training: Any, owner: str, name: str = "training"
 
 def check_residual(ops: Any, owner: str, x: Tensor, residual: Tensor) -> None:
     """Refuses a residual that is no array like x."""
+    check_tensor(ops, owner, "residual", residual)
     shapes = [
         printable(ops, _axes.shape_of(ops, one, owner, name))
         for name, one in (("x", x), ("residual", residual))
@@ -55,6 +56,29 @@ def check_residual(ops: Any, owner: str, x: Tensor, residual: Tensor) -> None:
             f"{owner}: residual must have the input's shape and type, {shapes[0]} of {types[0]}; "
             f"got {shapes[1]} of {types[1]}."
         )
+
+
+def check_mappings(owner: str, parameters: Any, state: Any) -> None:
+    """Refuses parameters and a state that are no dictionaries."""
+    for name, given in (("parameters", parameters), ("state", state)):
+        if not isinstance(given, Mapping):
+            raise TypeError(
+                f"{owner}: {name} must be a dictionary of tensors, as batchnorm.init makes it; got "
+                f"{type(given).__name__}."
+            )
+
+
+def check_tensor(ops: Any, owner: str, name: str, value: Any) -> None:
+    """Refuses what the framework would not take for a tensor, in the argument's name."""
+    if ops.is_tensor(value):
+        return
+    try:  # some frameworks take arrays and variables of others
+        ops.dtype(value), ops.shape(value)
+    except (AttributeError, KeyError, TypeError):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise TypeError(
+            f"{owner}: {name} must be a tensor of the framework of x; got {kind}."
+        ) from None
 
 
 PARAMETERS = ("gamma", "beta")
@@ -77,8 +101,16 @@ def check_vectors(
         )
     for vectors in (parameters, state):
         for name, vector in vectors.items():
-            if vector is None or name == "num_updates":
+            if vector is None:
                 continue
+            check_tensor(ops, owner, name, vector)
+            if name == "num_updates":
+                continue
+            if name in PARAMETERS and "float" not in ops.dtype(vector):
+                raise TypeError(
+                    f"{owner}: {name} must be of a floating-point type; got {ops.dtype(vector)}. "
+                    "Cast it first."
+                )
             shape = _axes.shape_of(ops, vector, owner, name)
             if any(map(ops.is_tensor, shape)) or shape == expected:  # only the run will know it
                 continue

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from batchnorm import _axes
-from batchnorm._arguments import check_residual, resolve_training
+from batchnorm._arguments import check_mappings, check_residual, resolve_training
 from batchnorm._chunks import filled_up
 from batchnorm._open import by_training
 from batchnorm._options import Options
@@ -140,6 +140,8 @@ def batch_norm(
     Hoffer, Hubara & Soudry 2017, algorithm 1 (ghost batches).
     """
     state = {} if state is None else state
+    if type(parameters) is not dict or type(state) is not dict:
+        check_mappings("batch_norm", parameters, state)
     try:
         ops = backend_of(x, parameters, state)
     except TypeError:

@@ -124,7 +124,10 @@ def remember(
         some = usable if turns is None else turns.count > 0
         new = {name: ops.where(some, one, state[name]) for name, one in new.items()}
     if "num_updates" in state:
-        new["num_updates"] = state["num_updates"] + (ops.shape(mean)[0] if turned else 1)
+        number = ops.shape(mean)[0] if turned else 1
+        if ops.is_tensor(number):  # of groups, where only the run knows the batch
+            number = ops.cast(number, ops.dtype(state["num_updates"]))
+        new["num_updates"] = state["num_updates"] + number
     if "skipped_updates" in state and usable is not True:
         old = state["skipped_updates"]
         skipped = ops.cast(~usable, ops.dtype(old))

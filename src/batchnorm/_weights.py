@@ -16,6 +16,7 @@ def combined_weights(
     """mask * batch_weights, constant, of the view's `split` shape but 1 on the axes; or None.
 
     Raises:
+        TypeError: it holds no real numbers.
         ValueError: a shape does not broadcast to the dimensions of x that are not in `axis`.
     """
     if mask is None and batch_weights is None:
@@ -24,7 +25,12 @@ def combined_weights(
     for name, given in (("mask", mask), ("batch_weights", batch_weights)):
         if given is None:
             continue
-        given = ops.cast(ops.asarray(given, x), dtype)
+        if isinstance(given, (str, bytes)):
+            raise TypeError(f"{owner}: {name} must be an array of numbers or bools; got {given!r}.")
+        given = ops.asarray(given, x)
+        if "complex" in ops.dtype(given):
+            raise TypeError(f"{owner}: {name} must be real; got {ops.dtype(given)}.")
+        given = ops.cast(given, dtype)
         given = ops.reshape(given, _shape_against(ops, owner, view, name, given))
         weights = given if weights is None else weights * given
     free = [1 if i in view.axes else size for i, size in enumerate(view.shape)]

@@ -171,3 +171,19 @@ def test_what_was_absent_has_no_gradient() -> None:
     dx, dgamma = tape.gradient(y, (x, gamma), output_gradients=x)
     assert dx.shape == x.shape
     np.testing.assert_allclose(dgamma, tf.reduce_sum(x * y, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4, 5])
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"zero_debias": "both"}], ids=str)
+def test_chunks_of_a_batch_that_only_the_run_knows(size: int, options: dict[str, Any]) -> None:
+    """`fit` traces so, where the last batch is smaller: the number of chunks is a tensor."""
+    parameters, state = state_of(zero_debias=options.get("zero_debias", False))
+    how = {"training": True, "virtual_batch_size": size, "ghost_order": "chunks", **options}
+
+    def step(x: tf.Tensor) -> Any:
+        return batchnorm.batch_norm(x, parameters, state, **how)
+
+    open_batch = tf.function(step, input_signature=[tf.TensorSpec((None, 3))])
+    found, expected = (tf.nest.flatten(one(tf.constant(X))) for one in (open_batch, step))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

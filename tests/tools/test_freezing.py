@@ -157,6 +157,27 @@ def test_what_was_frozen_for_a_while_finds_its_slots_again():
     np.testing.assert_allclose(parameters(models[0])[0], parameters(models[1])[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_was_frozen_and_trained_is_saved_with_its_optimizer(kind, tmp_path):
+    """On JAX, a step deletes the arrays that it is given: the optimizer before held the same."""
+    model = dense(kind)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+    go_on(model)
+    batchnorm.freeze(model, "both")
+    model.optimizer.learning_rate = 0.005
+    go_on(model)
+    for step in (None, batchnorm.unfreeze):
+        if step is not None:
+            step(model)
+            go_on(model)
+        model.save(tmp_path / "model.keras")
+        config = model.get_compile_config()["optimizer"]["config"]
+        assert config["learning_rate"] == pytest.approx(0.005)
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
+        go_on(loaded)
+
+
 def test_a_model_that_was_first_trained_frozen_learns_after_unfreeze():
     model = dense("ours")
     batchnorm.freeze(model)

@@ -126,6 +126,40 @@ def test_a_functional_call_updates_the_buffers_that_it_is_given(mode) -> None:
     assert int(model[1].num_batches_tracked) == 0
 
 
+def test_a_functional_call_with_a_state_dict_trains_under_a_transformation() -> None:
+    """The counter of skipped updates is no part of a `state_dict`, and may not be changed there."""
+    norm = ours.BatchNorm1d(3)
+    held, x = dict(norm.state_dict()), torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+
+    def loss(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        given = {name: one.clone() for name, one in held.items()}
+        return functional_call(module, given, (x,)).pow(3).sum()
+
+    plain = torch.nn.BatchNorm1d(3)
+    for derivative in (torch.func.grad, torch.func.jacrev):
+        found, wanted = (derivative(lambda x, m=m: loss(m, x))(x) for m in (norm, plain))
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_module_made_on_the_meta_device_loads_and_trains(assign: bool) -> None:
+    with torch.device("meta"):
+        module = ours.BatchNorm2d(3, renorm=True)
+    if not assign:
+        module.to_empty(device="cpu")
+    module.load_state_dict(torch.nn.BatchNorm2d(3).state_dict(), assign=assign)
+    module(torch.randn(4, 3, 2, 2))
+    assert module.skipped_updates.tolist() == [0, 0, 0]
+    assert module.num_batches_tracked == 1
+
+
+def test_a_lazy_module_that_loaded_counts_from_zero() -> None:
+    lazy = ours.LazyBatchNorm1d()
+    lazy.load_state_dict(ours.BatchNorm1d(3).state_dict())
+    lazy(torch.randn(4, 3))
+    assert lazy.skipped_updates.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("mode", ["plain", "renorm", "ghost", "composite"])
 def test_vmap_runs_an_ensemble(mode) -> None:
     models = [network(mode) for _ in range(2)]

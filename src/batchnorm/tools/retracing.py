@@ -63,9 +63,13 @@ def _follow(model: Any) -> None:
     values = aside | {key: variable.value for key, variable in held.items()}
     for key, variable in _by_name(new).items():
         if key in values and values[key].shape == variable.shape:
-            variable.assign(values.pop(key))
+            # a copy: JAX gives the arrays of the new one to its steps, which delete them
+            variable.assign(sys.modules["keras"].ops.copy(values.pop(key)))
     setattr(new, _ASIDE, values)
     vars(model)["optimizer"] = new  # Keras assigns it untracked, too
+    compiled = getattr(model, "_compile_config", None)  # what a file says of it
+    if compiled is not None and compiled.config.get("optimizer") is not None:
+        compiled.config["optimizer"] = new
 
 
 def _by_name(optimizer: Any) -> dict[tuple[str, int], Any]:

@@ -52,7 +52,7 @@ class Remembering(torch.nn.modules.batchnorm._BatchNorm):
         self,
         name: str,
         mean: torch.Tensor,
-        variance: torch.Tensor,
+        variance: torch.Tensor | None,
         updates: torch.Tensor | None,
     ) -> torch.Tensor:
         """What follows for a buffer from what torch's own module remembers."""
@@ -60,6 +60,7 @@ class Remembering(torch.nn.modules.batchnorm._BatchNorm):
             return torch.zeros_like(mean, dtype=torch.int32)
         if name == "renorm_mean":
             return mean.clone()
+        assert variance is not None
         stddev = torch.sqrt(variance + self._options.epsilon)
         if name == "renorm_stddev":
             return stddev
@@ -108,3 +109,7 @@ class Remembering(torch.nn.modules.batchnorm._BatchNorm):
                     follows = self._following(name, mean, variance, updates)
                     state_dict[prefix + name] = follows
         super()._load_from_state_dict(state_dict, prefix, *others, **more)
+        sized = not isinstance(self.running_mean, UninitializedBuffer)
+        if mean is not None and SKIPPED in self._further and sized:
+            # it counted for others; on the meta device, or just out of it, it held nothing
+            setattr(self, SKIPPED, self._following(SKIPPED, self.running_mean, None, None))

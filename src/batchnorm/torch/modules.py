@@ -13,7 +13,7 @@ import torch
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
 from batchnorm.backends import backend_of
-from batchnorm.torch.buffers import Remembering
+from batchnorm.torch.buffers import SKIPPED, Remembering
 from batchnorm.torch.options import MODES, WATCHED, named, options_of
 
 MADE = ("_options", "_plans", "_previous")  # attributes that follow from the others
@@ -181,7 +181,7 @@ class Modes(Remembering):
         y, new = normalize(options, x, parameters, state, *others, residual=residual)
         if update and not recomputing:
             for name, buffer in buffers.items():
-                if new[name] is not buffer:
+                if new[name] is not buffer and not (name == SKIPPED and _captured(buffer)):
                     buffer.copy_(new[name])
         return y
 
@@ -233,6 +233,16 @@ class Modes(Remembering):
             if getattr(self, name) != default
         ]
         return ", ".join([super().extra_repr(), *changed])
+
+
+def _captured(buffer: torch.Tensor) -> bool:
+    """Whether a transformation of torch.func runs that was not given this buffer.
+
+    A `state_dict` does not hold the counter, so `functional_call` with one leaves it where it is.
+    """
+    functorch = torch._C._functorch
+    active = torch._C._are_functorch_transforms_active()
+    return active and not functorch.is_functorch_wrapped_tensor(buffer)
 
 
 class BatchNorm1d(Modes, torch.nn.BatchNorm1d):

@@ -102,6 +102,8 @@ def whole(
             return None
         return _infer(ready, lies, x, gamma, beta, mean, variance), dict(state)
     skipped, number = state.get("skipped_updates"), state.get("num_updates")
+    if not all(one is None or type(one) in PLAIN for one in (skipped, number)):
+        return None
     if skipped is not None and not _counts(skipped, ready.length):
         return None
     counted = number if number is not None and _counts(number, 1) else None
