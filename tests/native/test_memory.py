@@ -138,7 +138,7 @@ print((status("VmHWM") - before) / (48 << 20))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", list(STEPS))
 def test_the_peak_is_y_and_dx(python: Callable[..., str], name: str, dtype: str) -> None:
-    """In units of x. The composite path needs 3 and more, measured once, in one type."""
+    """In units of x. The composite path needs 5 and more, on PyTorch 3; in one type."""
 
     pytest.importorskip(name)
 
@@ -148,4 +148,5 @@ def test_the_peak_is_y_and_dx(python: Callable[..., str], name: str, dtype: str)
 
     assert 1.8 < peak(True) < 2.3
     if dtype == "float32":
-        assert peak(False) > 2.8
+        least, most = (2.8, 3.3) if name == "torch" else (3.8, 20)
+        assert least < peak(False) < most

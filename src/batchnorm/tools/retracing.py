@@ -68,8 +68,9 @@ def _follow(model: Any) -> None:
     setattr(new, _ASIDE, values)
     vars(model)["optimizer"] = new  # Keras assigns it untracked, too
     compiled = getattr(model, "_compile_config", None)  # what a file says of it
-    if compiled is not None and compiled.config.get("optimizer") is not None:
-        compiled.config["optimizer"] = new
+    if compiled is not None:  # a loss scale that `compile` put around it is not in there
+        whole = compiled.config["optimizer"] is old
+        compiled.config["optimizer"] = new if whole else getattr(new, "inner_optimizer", new)
 
 
 def _by_name(optimizer: Any) -> dict[tuple[str, int], Any]:
