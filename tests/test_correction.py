@@ -70,10 +70,29 @@ def test_a_schedule_needs_the_counter(engine: engines.Engine) -> None:
     )
 
 
-@pytest.mark.parametrize("returned", [None, 1.0, (1.0,), (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize("returned", [None, 1.0, (1.0,), (1.0, 0.0, 0.0), (None, 0.0), (1.0, "0")])
 def test_an_adjustment_returns_a_pair(engine: engines.Engine, returned: Any) -> None:
     message = refusal(engine, adjustment=lambda shape: returned)
     assert message == f"batch_norm: adjustment must return (scale, bias); got {returned!r}."
+
+
+@pytest.mark.parametrize("returned", [None, "3"])
+def test_a_clipping_must_return_a_number(engine: Any, returned: Any) -> None:
+    x = engine.tensor(np.ones((4, 3), "float32"))
+    parameters, state = batchnorm.init(x, renorm=True)
+    with pytest.raises(TypeError) as caught:
+        batchnorm.batch_norm(
+            x,
+            parameters,
+            state,
+            training=True,
+            renorm=True,
+            renorm_clipping={"rmax": lambda step: returned},
+        )
+    assert str(caught.value) == (
+        "batch_norm: renorm_clipping's rmax must return a number or a tensor for a step; got "
+        f"{returned!r}."
+    )
 
 
 @pytest.mark.parametrize("shape", [(4,), (6, 4), (1, 6, 4, 3), (2, 1, 3)])

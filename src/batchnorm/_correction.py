@@ -162,6 +162,11 @@ def _clipping(ops: Any, options: Options, state: Rows) -> dict[str, Any]:
                     "a function of the step; got none. Start from batchnorm.init."
                 )
             value = value(ops.cast(state["num_updates"], ops.dtype(like)))
+            if value is None or isinstance(value, str):
+                raise TypeError(
+                    f"{options.owner}: renorm_clipping's {name} must return a number or a tensor "
+                    f"for a step; got {value!r}."
+                )
         if isinstance(value, numbers.Real):
             value = float(value)  # NumPy's own would widen a float32 tensor
         else:
@@ -192,7 +197,8 @@ def _adjustment(
     options, dtype = plan.options, plan.dtype
     assert options.adjustment is not None
     returned = options.adjustment(ops.runtime_shape(x))
-    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+    paired = isinstance(returned, (tuple, list)) and len(returned) == 2
+    if not paired or any(one is None or isinstance(one, str) for one in returned):
         raise ValueError(
             f"{options.owner}: adjustment must return (scale, bias); got {returned!r}."
         )

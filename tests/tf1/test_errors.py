@@ -164,6 +164,15 @@ def test_reuse_without_a_name_is_refused(graph):
         ({"is_training": "no", "updates_collections": None}, TypeError,
          "batch_norm 'BatchNorm': is_training must be a bool, 0, 1 or a boolean scalar tensor; "
          "got 'no'."),
+        ({"param_initializers": 3}, TypeError,
+         "batch_norm: param_initializers must be a dictionary by the names of the variables or "
+         "None; got 3."),
+        ({"updates_collections": 3}, TypeError,
+         "batch_norm: updates_collections must be None, the name of a collection or a list of "
+         "names; got 3."),
+        ({"variables_collections": {"beta": [1]}}, TypeError,
+         "batch_norm: variables_collections must be None, the name of a collection or a list of "
+         "names; got [1]."),
         ({"activation_fn": "relu"}, TypeError,
          "batch_norm: activation_fn must be a function or None; got 'relu'."),
         ({"batch_weights": [1.0, 2.0]}, ValueError,

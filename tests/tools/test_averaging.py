@@ -163,6 +163,14 @@ def test_data_that_can_be_read_once_is_refused():
     )
 
 
+def test_missing_data_is_refused():
+    with pytest.raises(TypeError, match="data must be") as raised:
+        WeightAveraging(None)
+    assert str(raised.value) == (
+        "WeightAveraging: data must be a list of batches or an array; got None."
+    )
+
+
 def test_without_an_average_only_statistics_are_re_estimated():
     model, recorder = fit(WeightAveraging(X, None))
     np.testing.assert_array_equal(kernel(model), recorder.epochs[-1])

@@ -169,6 +169,13 @@ def test_lengths_must_be_integers(lengths, error, message) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("size", [None, -1, 2.0, True])
+def test_the_size_of_a_mask_must_be_an_integer(size) -> None:
+    with pytest.raises(ValueError, match="size must be") as caught:
+        ours.mask_of_lengths(torch.tensor([1]), size)
+    assert str(caught.value) == f"mask_of_lengths: size must be an int >= 0; got {size!r}."
+
+
 @pytest.mark.parametrize(("how", "kept"), [("skip", True), ("propagate", False)])
 def test_a_nan_spoils_its_channel_only_where_that_is_asked_for(how, kept) -> None:
     module = ours.BatchNorm1d(2, on_nonfinite=how)

@@ -114,3 +114,7 @@ def test_unknown_presets_are_refused() -> None:
     with pytest.raises(ValueError, match="warmup") as refused:
         ours.preset("tabnet", warmup=3)
     assert str(refused.value) == "preset: warmup must be left out with 'tabnet'; got 3."
+    for warmup, error in (("a", TypeError), (True, TypeError), (-1, ValueError)):
+        with pytest.raises(error) as wrong:
+            ours.preset("renorm", warmup=warmup)
+        assert str(wrong.value).startswith("preset: warmup must be a number of steps, an int >= 0;")

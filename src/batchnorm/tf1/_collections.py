@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +15,22 @@ def names(given: Any) -> list[str]:
     if given is None:
         return []
     return [given] if isinstance(given, str) else list(given)
+
+
+def check(**arguments: Any) -> None:
+    """Refuses what names no collections; a dictionary has them by variable.
+
+    Raises:
+        TypeError: an argument is neither None, a name, nor several.
+    """
+    for argument, given in arguments.items():
+        for one in given.values() if isinstance(given, dict) else [given]:
+            known = one is None or isinstance(one, (str, Iterable))
+            if not known or not all(isinstance(name, str) for name in names(one)):
+                raise TypeError(
+                    f"batch_norm: {argument} must be None, the name of a collection or a list of "
+                    f"names; got {one!r}."
+                )
 
 
 def of_variables(given: Any, name: str) -> list[str]:

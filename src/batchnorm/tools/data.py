@@ -139,8 +139,10 @@ def check_again(data: Any, owner: str, when: str = "") -> None:
     """Refuses data that is used up once it was read; `when` is the reason to read it again.
 
     Raises:
-        TypeError: it is such data.
+        TypeError: it is such data, or none.
     """
+    if data is None:
+        raise TypeError(f"{owner}: data must be a list of batches or an array; got None.")
     if hasattr(data, "__next__"):
         raise TypeError(
             f"{owner}: data must be readable more than once{when}; got {type(data).__name__}. "

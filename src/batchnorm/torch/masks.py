@@ -11,11 +11,12 @@ def mask_of_lengths(lengths: torch.Tensor, size: int) -> torch.Tensor:
     It masks inputs of shape `[N, C, size]`, and is what `forward` takes as `mask`.
 
     Args:
-        lengths: integers `[N]`.
+        lengths: integers `[N]`; beyond size, a sequence has all positions, and below 0 none.
+        size: positions of each sequence, padding included.
 
     Raises:
         TypeError: lengths is no tensor of integers.
-        ValueError: it has another rank than one.
+        ValueError: lengths has another rank than one, or size is no integer >= 0.
     """
     integers = isinstance(lengths, torch.Tensor) and not (
         lengths.is_floating_point() or lengths.is_complex() or lengths.dtype is torch.bool
@@ -27,4 +28,6 @@ def mask_of_lengths(lengths: torch.Tensor, size: int) -> torch.Tensor:
         raise ValueError(
             f"mask_of_lengths: lengths must have the shape [N]; got {tuple(lengths.shape)}."
         )
+    if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) or size < 0:
+        raise ValueError(f"mask_of_lengths: size must be an int >= 0; got {size!r}.")
     return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,8 @@ def preset(name: str, **changes: Any) -> dict[str, Any]:
             the number of steps at the start that are plain; later steps move along.
 
     Raises:
-        ValueError: there is no preset of that name, or it has no warm-up.
+        TypeError: warmup is no integer.
+        ValueError: there is no preset of that name, it has no warm-up, or warmup is below 0.
     """
     if name not in ("renorm", "crossq", "tabnet"):
         raise ValueError(f"preset: name must be one of 'renorm', 'crossq', 'tabnet'; got {name!r}.")
@@ -57,6 +59,7 @@ def preset(name: str, **changes: Any) -> dict[str, Any]:
             )
         options = {"virtual_batch_size": 128, "ghost_order": "chunks", "momentum": 0.02}
         return options | changes
+    _check_steps(changes.get("warmup", 0))
     if name == "renorm":
         begin = changes.pop("warmup", 5_000)
         momenta: dict[str, Any] = {"momentum": 0.01, "renorm_momentum": 0.01}
@@ -70,3 +73,10 @@ def preset(name: str, **changes: Any) -> dict[str, Any]:
         "dmax": Ramp(0.0, 5.0, begin, d_end),
     }
     return {"renorm": True, "renorm_clipping": clipping, **momenta} | changes
+
+
+def _check_steps(warmup: Any) -> None:
+    if isinstance(warmup, bool) or not isinstance(warmup, numbers.Integral):
+        raise TypeError(f"preset: warmup must be a number of steps, an int >= 0; got {warmup!r}.")
+    if warmup < 0:
+        raise ValueError(f"preset: warmup must be a number of steps, an int >= 0; got {warmup}.")

@@ -13,6 +13,7 @@ from batchnorm.backends import tensorflow as backend
 from batchnorm.tf1 import _variables
 from batchnorm.tf1._application import apply
 from batchnorm.tf1._collections import add_output, add_updates, of_variables
+from batchnorm.tf1._collections import check as check_collections
 from batchnorm.tf1._naming import contrib_output
 from batchnorm.tf1._options import checked
 from batchnorm.tf1._originals import takes_fused
@@ -101,6 +102,12 @@ def batch_norm(
         ValueError: the call is under eager execution without a variable store.
     """
     _check(data_format, is_training, reuse, scope, activation_fn)
+    _check_mappings(param_initializers=param_initializers, param_regularizers=param_regularizers)
+    check_collections(
+        updates_collections=updates_collections,
+        variables_collections=variables_collections,
+        outputs_collections=outputs_collections,
+    )
     inputs = tf.convert_to_tensor(inputs)
     at_once = _variables.updates_at_once("batch_norm")
     axis = 1 if data_format == "NCHW" else -1
@@ -211,6 +218,15 @@ def _check(data_format: Any, is_training: Any, reuse: Any, scope: Any, activatio
         raise TypeError(
             f"batch_norm: activation_fn must be a function or None; got {activation_fn!r}."
         )
+
+
+def _check_mappings(**arguments: Any) -> None:
+    for name, given in arguments.items():
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(
+                f"batch_norm: {name} must be a dictionary by the names of the variables or None; "
+                f"got {given!r}."
+            )
 
 
 def _is_relu(function: Any) -> bool:
