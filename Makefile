@@ -89,7 +89,7 @@ $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.test
 # In a process and a folder of their own: Triton crashes where TensorFlow was imported before. Its
 # interpreter needs no GPU, its compiler neither. COMPILED=1 compiles every kernel, about a quarter of an hour.
 $(GPU)/.triton: constraints.txt | $(BIN)/python
-	$(PIP) --no-deps --upgrade --target $(GPU) triton
+	$(PIP) --no-deps --upgrade --target $(GPU) triton jax-triton jax-cuda12-plugin
 	@touch $@
 
 test-gpu: $(VENV)/.test $(GPU)/.triton  ## the kernels for NVIDIA GPUs, interpreted and compiled, without a GPU

@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 
 
-def skip_without_triton() -> None:
+def skip_without_triton(*others: str) -> None:
     """At the top of each file of tests: they run in the process of `make test-gpu`."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed; `make test-gpu` does it", allow_module_level=True)
+    for one in ("triton", *others):
+        if importlib.util.find_spec(one) is None:
+            pytest.skip(f"no {one}, which `make test-gpu` installs", allow_module_level=True)
     if "tensorflow" in sys.modules:
         pytest.skip("Triton crashes beside TensorFlow; see make test-gpu", allow_module_level=True)
     os.environ["TRITON_INTERPRET"] = "1"
@@ -62,5 +63,68 @@ def small_tiles(patch: pytest.MonkeyPatch) -> None:
     for name, value in {"COLUMNS": 4, "PROGRAMS": 6, "FEWEST": 1, "SPLITS": (2, 4)}.items():
         patch.setattr(layout, name, value)
     patch.setattr(module("backends.torch.gpu"), "CHUNK", 2)
+    if importlib.util.find_spec("jax_triton") is not None:
+        patch.setattr(module("backends.jax.gpu"), "CHUNK", 2)
     patch.setattr(layout, "WIDEST", 32)
     layout.layout.cache_clear()
+
+
+@contextlib.contextmanager
+def gpu_kernels_of_jax(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The same for JAX. Yields the names of the kernels of `ordered.py` that ran, in order.
+
+    What jax-triton would put into a program is a call of the interpreter.
+    """
+    import jax
+
+    place = module("backends.jax.place")
+    calls, gpu = module("backends.jax.calls"), module("backends.jax.gpu")
+    names: list[str] = []
+
+    def triton_call(*operands: Any, **how: Any) -> Any:
+        return _by_interpreter(names, *operands, **how)
+
+    patch.setattr(gpu, "triton_call", triton_call)
+    patch.setattr(calls, "on", lambda platform: gpu)
+    patch.setattr(place, "UNAVAILABLE", None)
+    jax.clear_caches()
+    module("backends.jax.sharding")._partitioned.cache_clear()
+    yield names
+    jax.clear_caches()
+    module("backends.jax.sharding")._partitioned.cache_clear()
+
+
+def _by_interpreter(
+    names: list[str], *operands: Any, kernel: Any, out_shape: Any, grid: Any, num_warps: int,
+    **constants: Any,
+) -> Any:  # fmt: skip
+    """`jax_triton.triton_call` for the interpreter: arrays become tensors that share nothing."""
+    import jax
+    import numpy as np
+    import torch
+
+    kinds = (jax.Array, np.ndarray)
+    arrays = [one for one in operands if isinstance(one, kinds)]
+
+    def tensor(array: Any) -> torch.Tensor:
+        array = np.array(array)
+        if str(array.dtype) == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    def array(one: torch.Tensor, like: Any) -> Any:
+        if one.dtype is torch.bfloat16:
+            return one.view(torch.int16).numpy().view(like.dtype)
+        return one.numpy()
+
+    def run(*arrays: Any) -> list[Any]:
+        names.append(kernel.fn.__name__)
+        given = iter(arrays)
+        placed = [tensor(next(given)) if isinstance(one, kinds) else one for one in operands]
+        results = [
+            torch.empty(one.shape, dtype=getattr(torch, str(one.dtype))) for one in out_shape
+        ]
+        kernel[grid](*placed, *results, **constants)
+        return [array(one, like) for one, like in zip(results, out_shape, strict=True)]
+
+    return jax.pure_callback(run, out_shape, *arrays, vmap_method="sequential")

@@ -25,14 +25,16 @@ CPU = torch.device("cpu")
 def device(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module that decides, with a GPU that is like an H100 and kernels that run on the CPU."""
     module = interpreted.module("backends.torch.device")
-    trust = interpreted.module("backends.torch.trust")
+    trust = interpreted.module("backends.trust")
     kernels = interpreted.module("backends.torch.gpu").kernels
     monkeypatch.setenv("BATCHNORM_KERNELS", "auto")
     monkeypatch.setattr(module, "_answers", {})
     monkeypatch.setattr(module, "capability", lambda number: (9, 0))
     monkeypatch.setattr(module, "capturing", lambda: False)
     monkeypatch.setattr(
-        module, "compare", lambda device, dtype: trust.mismatch(kernels, CPU, dtype)
+        module,
+        "compare",
+        lambda device, dtype: trust.mismatch(module.where(kernels, CPU, dtype)),
     )
     return module
 
@@ -90,7 +92,7 @@ def with_other_defaults(asked: Any) -> None:
 )  # fmt: skip
 def test_the_first_call_may_be_anywhere(device: Any, during: Any, monkeypatch: Any) -> None:
     """The comparison is about the device, not about what someone does with it just then."""
-    trust = interpreted.module("backends.torch.trust")
+    trust = interpreted.module("backends.trust")
     monkeypatch.setattr(trust, "BY_ROWS", (3, 1, 1, 3, 70))
     monkeypatch.setattr(trust, "BY_COLUMNS", (2, 3, 20, 5, 1))
     answers: list[str | None] = []
@@ -121,7 +123,7 @@ WRONG = {  # which operator is broken how, and the kernel that is named
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("what", list(WRONG))
 def test_a_wrong_kernel_is_found(device: Any, what: str, monkeypatch: Any) -> None:
-    trust = interpreted.module("backends.torch.trust")
+    trust = interpreted.module("backends.trust")
     monkeypatch.setattr(trust, "BY_ROWS", (3, 1, 1, 3, 70))
     monkeypatch.setattr(trust, "BY_COLUMNS", (2, 3, 20, 5, 1))
     kernels = interpreted.module("backends.torch.gpu").kernels
@@ -134,22 +136,22 @@ def test_a_wrong_kernel_is_found(device: Any, what: str, monkeypatch: Any) -> No
         one.view(-1)[-1] += 0.01 * one.abs().max()
         return found
 
-    found = trust.mismatch({**kernels, operator: wrong}, CPU, torch.float32)
+    found = trust.mismatch(device.where({**kernels, operator: wrong}, CPU, torch.float32))
     assert found is not None
     assert found.startswith(f"{named} is off by ")
     assert found.endswith(" of the largest value in float32")
-    assert trust.mismatch(kernels, CPU, torch.float32) is None
+    assert trust.mismatch(device.where(kernels, CPU, torch.float32)) is None
 
 
 def test_nan_is_wrong(device: Any) -> None:
-    trust = interpreted.module("backends.torch.trust")
+    trust = interpreted.module("backends.trust")
     kernels = interpreted.module("backends.torch.gpu").kernels
 
     def wrong(*operands: Any) -> Any:
         y, *rest = kernels["forward"](*operands)
         return y * torch.nan, *rest
 
-    assert trust.mismatch({**kernels, "forward": wrong}, CPU, torch.float32) == (
+    assert trust.mismatch(device.where({**kernels, "forward": wrong}, CPU, torch.float32)) == (
         "standardize is off by nan of the largest value in float32"
     )
 

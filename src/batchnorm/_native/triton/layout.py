@@ -4,6 +4,7 @@ run, adds up in the same order."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 WARPS = 8
@@ -16,6 +17,7 @@ SPLITS = (4, 32, 128)  # how many partial results the next kernel merges, rounde
 CHUNK = 8  # tiles whose sums stay in float32
 NARROWEST, WIDEST = 64, 512  # lanes of a row, where it has as many
 FULL = 0.9  # of these, where it can be
+BLOCK = 256  # channels of a program of `remember`
 
 
 class Layout(NamedTuple):
@@ -40,8 +42,14 @@ class Layout(NamedTuple):
         return self.sizes[0] * self.sizes[2]
 
     @property
-    def grouped(self) -> bool:
-        return self.sizes[0] > 1
+    def grid(self) -> tuple[int, int]:
+        return self.programs, self.splits
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Of every kernel of x."""
+        grouped = self.sizes[0] > 1
+        return {"ROWS": self.ROWS, "LANES": self.LANES, "WIDTH": self.WIDTH, "GROUPED": grouped}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -77,3 +85,24 @@ def _lanes(d: int, tile: int) -> int:
     filled = {lanes: d / (-(-d // lanes) * lanes) for lanes in choices}
     good = [lanes for lanes in choices if filled[lanes] >= FULL]
     return max(good) if good else max(choices, key=lambda lanes: (filled[lanes], lanes))
+
+
+def strides(sizes: tuple[int, ...], own: Sequence[int] | None) -> tuple[int, int, int, int]:
+    """Those of weights of these sizes in A, G, B and D, for `[A, G, B, C, D]`: 0 where one serves
+    all, or where there are none.
+
+    Raises:
+        ValueError: a size of theirs is neither 1 nor the full one.
+    """
+    if own is None:
+        return 0, 0, 0, 0
+    full = (*sizes[:3], sizes[4])
+    if any(size not in (1, of) for size, of in zip(own, full, strict=True)):
+        raise ValueError(
+            f"batchnorm kernels: weights must have the sizes {full} of A, G, B and D, or 1 "
+            f"instead; got {tuple(own)}."
+        )
+    _, g, b, d = own
+    steps = (g * b * d, b * d, d, 1)
+    a, g, b, d = (0 if size == 1 else step for size, step in zip(own, steps, strict=True))
+    return a, g, b, d

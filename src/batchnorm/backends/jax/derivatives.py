@@ -16,14 +16,11 @@ from jax.custom_derivatives import SymbolicZero
 
 from batchnorm._moments import Moments
 from batchnorm.backends.fused import ACTIVATIONS, Sizes, Vectors
+from batchnorm.backends.jax import calls as own_kernels
+from batchnorm.backends.jax import sharding as kernels
+from batchnorm.backends.jax.linear import How, Point, tangent
 from batchnorm.backends.jax.meshes import explicit, varying, varying_alike
-from batchnorm.backends.jax.place import UNAVAILABLE
 from batchnorm.backends.jax.replicas import Replicas
-
-if UNAVAILABLE is None:
-    from batchnorm.backends.jax import kernels as own_kernels
-    from batchnorm.backends.jax import sharding as kernels
-    from batchnorm.backends.jax.linear import How, Point, tangent
 
 
 def moments(x: jax.Array, sizes: Sizes, weights: jax.Array | None) -> Any:

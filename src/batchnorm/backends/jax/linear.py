@@ -24,7 +24,7 @@ from batchnorm._moments import Moments
 from batchnorm.backends import composite
 from batchnorm.backends.composite import Case
 from batchnorm.backends.fused import ACTIVATIONS
-from batchnorm.backends.jax import kernels as own_kernels
+from batchnorm.backends.jax import calls as own_kernels
 from batchnorm.backends.jax import operations
 from batchnorm.backends.jax import sharding as kernels
 from batchnorm.backends.jax.moments import attached

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from batchnorm.backends.callers import callers
+from batchnorm.backends.jax import device
 from batchnorm.backends.jax.meshes import explicit
 from batchnorm.backends.loading import load_operators
 
@@ -13,14 +14,14 @@ UNAVAILABLE = load_operators("jax")
 
 def why_not(x: jax.Array) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
-    if UNAVAILABLE is None and jax.default_backend() != "cpu":
-        return f"The native kernels run on the CPU; JAX runs on {jax.default_backend()}."
     if any(not isinstance(size, int) for size in x.shape):
         return "A size is symbolic, as in an export, which cannot hold native kernels."
     if explicit(x):
         return "The kernels know no explicit axes of a mesh; jax.sharding.auto_axes hides them."
     if traced(x) and any(callers("_export.py")):
         return "An export (jax.export) cannot hold native kernels."
+    if jax.default_backend() != "cpu":
+        return device.why_not(str(x.dtype))
     return UNAVAILABLE
 
 

@@ -1,10 +1,10 @@
-"""The kernels of `kernels.py` on arrays that are sharded over devices: each on its own part.
+"""The kernels of `calls.py` on arrays that are sharded over devices: each on its own part.
 
 XLA gathers the operands of a call that it knows nothing about. Here it learns that everything may
 be sharded: along G and C each device has channels of its own; along A, B and D moments are merged
 and the sums of the derivative are added over the devices, which exchange vectors and nothing else.
 
-Functions, operands and results are those of `kernels.py`.
+Functions, operands and results are those of `calls.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from jax.experimental.custom_partitioning import (
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from batchnorm._moments import Moments, merge
-from batchnorm.backends.jax import kernels, operations
+from batchnorm.backends.jax import calls as kernels
+from batchnorm.backends.jax import operations
 from batchnorm.backends.jax.meshes import varying
 
 VIEW = ("a", "g", "b", "c", "d")

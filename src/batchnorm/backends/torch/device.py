@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from batchnorm._native.library import mode
+from batchnorm.backends import gpus, trust
+from batchnorm.backends.torch import operations
 
-OLDEST = (8, 0)  # compute capability: what the kernels are compiled and checked for
-NEVER = "The environment variable BATCHNORM_KERNELS is never."
 CAPTURING = "A CUDA graph is captured, and the kernels were not compared yet: call once before."
+MODULES = {"triton": "batchnorm[gpu]"}
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _answers: dict[tuple[int, torch.dtype], str | None] = {}
@@ -39,7 +38,8 @@ def _answer(number: int, dtype: torch.dtype) -> str | None:
         reason = lacking(number)
         if reason is None and capturing():
             return CAPTURING
-        _answers[key] = _said(number, reason or _distrust(torch.device("cuda", number), dtype))
+        reason = reason or _distrust(torch.device("cuda", number), dtype)
+        _answers[key] = gpus.said(f"cuda:{number}", reason)
     return _answers[key]
 
 
@@ -48,37 +48,11 @@ def _answer(number: int, dtype: torch.dtype) -> str | None:
 _answer._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _said(number: int, reason: str | None) -> str | None:
-    """The reason, which the user is told of."""
-    if reason is not None and mode() == "require":
-        raise RuntimeError(
-            f"batchnorm: BATCHNORM_KERNELS is require, and cuda:{number} has no native kernels. "
-            f"{reason}"
-        )
-    if reason is not None and mode() == "auto":
-        logging.getLogger("batchnorm").warning(
-            "batchnorm runs on cuda:%d without its native kernels, which is slower. %s",
-            number,
-            reason,
-        )
-    return reason
-
-
 def lacking(number: int) -> str | None:
     """What a device lacks for the kernels, in a sentence."""
-    if mode() == "never":
-        return NEVER
     if torch.version.hip is not None:
         return "The GPU kernels are for NVIDIA, and this PyTorch is for AMD."
-    found = capability(number)
-    if found < OLDEST:
-        return (
-            f"The GPU kernels need compute capability {OLDEST[0]}.{OLDEST[1]}; "
-            f"cuda:{number} has {found[0]}.{found[1]}."
-        )
-    if importlib.util.find_spec("triton") is None:
-        return "The GPU kernels need Triton, which is not installed: pip install 'batchnorm[gpu]'."
-    return None
+    return gpus.lacking(f"cuda:{number}", lambda: capability(number), MODULES)
 
 
 def capability(number: int) -> tuple[int, int]:
@@ -94,21 +68,22 @@ def _distrust(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels are not trusted there: they differ from array operations, or do not run."""
     # whatever the first call is in the middle of: a transformation, a tracer, a level of tangents
     with torch.no_grad(), torch._C._DisableFuncTorch(), _disable_current_modes():
-        try:
-            found = compare(device, dtype)
-        except torch.OutOfMemoryError:
-            raise  # it says nothing of the kernels, and the next call asks again
-        except Exception as error:  # of Triton, its compiler, a driver: whatever it is, say it
-            lines = str(error).strip().splitlines() or ["no message"]
-            return f"A GPU kernel does not run here: {type(error).__name__}: {lines[0]}"
-    if found is None:
-        return None
-    return f"A GPU kernel gave wrong numbers at its first use: {found}."
+        return gpus.distrust(lambda: compare(device, dtype), torch.OutOfMemoryError)
 
 
 def compare(device: torch.device, dtype: torch.dtype) -> str | None:
     """What `trust.mismatch` says of the kernels."""
-    from batchnorm.backends.torch import gpu, trust
+    from batchnorm.backends.torch import gpu
 
-    kernels: Any = gpu.kernels
-    return trust.mismatch(kernels, device, dtype)
+    return trust.mismatch(where(gpu.kernels, device, dtype))
+
+
+def where(kernels: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> trust.Where:
+    """These kernels, on a device."""
+    return trust.Where(
+        operations,
+        kernels,
+        str(dtype).removeprefix("torch."),
+        lambda values, name: torch.tensor(values, dtype=getattr(torch, name), device=device),
+        lambda one: one.double().numpy(force=True),
+    )

@@ -14,12 +14,18 @@ from triton import language as tl
 
 from batchnorm._native.operands import KERNELS
 from batchnorm._native.triton import backward, moments, standardize
-from batchnorm._native.triton.layout import CHUNK, REGISTERS, WARPS, Layout, layout
+from batchnorm._native.triton.layout import (
+    BLOCK,
+    CHUNK,
+    REGISTERS,
+    WARPS,
+    Layout,
+    layout,
+    strides,
+)
 from batchnorm._native.triton.remember import remember as remember_kernel
 from batchnorm.backends.torch.operands import Operands
 from batchnorm.backends.torch.operators import function, registry
-
-BLOCK = 256  # channels of a program of `remember`
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *operands: Any, **constants: Any) -> None:
@@ -62,54 +68,23 @@ class Call(Operands):
                 weights = self.weights.view(self.wsizes).expand(a, g, b, d)
                 one.copy_(weights.sum((0, 2, 3)).view(self.groups))
 
-    def strides(self) -> tuple[int, int, int, int]:
-        """Those of the weights, in A, G, B and D: 0 where one serves all.
-
-        Raises:
-            ValueError: a size of theirs is neither 1 nor the full one.
-        """
-        full = (*self.read[:3], self.read[4])
-        if self.weights is None:
-            return 0, 0, 0, 0
-        if any(size not in (1, of) for size, of in zip(self.wsizes, full, strict=True)):
-            raise ValueError(
-                f"batchnorm kernels: weights must have the sizes {full} of A, G, B and D, or 1 "
-                f"instead; got {tuple(self.wsizes)}."
-            )
-        _, g, b, d = self.wsizes
-        steps = (g * b * d, b * d, d, 1)
-        a, g, b, d = (
-            0 if size == 1 else step for size, step in zip(self.wsizes, steps, strict=True)
-        )
-        return a, g, b, d
-
     def walk(self, *, splits: bool = False) -> tuple[int, ...]:
         """The numbers that every kernel of x gets."""
         how: Layout = self.how
         number = (how.splits,) if splits else ()
-        return (how.rows, how.tiles, how.per_split, *number, *how.sizes, *self.strides())
+        own = None if self.weights is None else self.wsizes
+        walked = (how.rows, how.tiles, how.per_split, *number, *how.sizes)
+        return *walked, *strides(self.read, own)
 
     def tiles(self, **more: Any) -> dict[str, Any]:
         """The constants of every kernel of x."""
-        how: Layout = self.how
-        return {
-            "ROWS": how.ROWS,
-            "LANES": how.LANES,
-            "WIDTH": how.WIDTH,
-            "GROUPED": how.grouped,
-            "STATISTIC": self.statistic,
-            **more,
-        }
+        return {**self.how.constants, "STATISTIC": self.statistic, **more}
 
     def partial(self, number: int) -> Tensor:
         """Room for what each split leaves, so many numbers for each channel."""
         how: Layout = self.how
         shape = (number, how.splits, how.vectors)
         return torch.empty(shape, dtype=torch.float64, device=self.x.device)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.how.programs, self.how.splits
 
     @property
     def merging(self) -> dict[str, Any]:
@@ -124,7 +99,7 @@ def _partial_moments(call: Call) -> Tensor:
     partial = call.partial(3)
     chunk = CHUNK if call.weights is None else 1
     operands = (call.x, call.weights, partial, *call.walk())
-    launch(moments.moments, call.grid, *operands, **call.tiles(CHUNK=chunk))
+    launch(moments.moments, call.how.grid, *operands, **call.tiles(CHUNK=chunk))
     return partial
 
 
@@ -141,7 +116,7 @@ def _standardize(call: Call, given: Mapping[str, Any], partial: Tensor | None = 
     vectors = (given.get(name) for name in (*_MOMENTS, "scale", "offset"))
     launch(
         standardize.standardize,
-        call.grid,
+        call.how.grid,
         *(call.x, residual, call.weights, partial, *vectors, given["y"]),
         *(*call.walk(splits=True), given["epsilon"]),
         **call.tiles(RELU=given["activation"] == 1, SPLITS=call.how.SPLITS),
@@ -163,7 +138,7 @@ def _partial_sums(call: Call, given: Mapping[str, Any]) -> Tensor:
     vectors = (given[name] for name in ("mean", "remainder", "variance", "scale", "offset"))
     launch(
         backward.backward_sums,
-        call.grid,
+        call.how.grid,
         *(call.x, *_alike(call), call.weights, partial, *vectors),
         *(*call.walk(), given["epsilon"]),
         **call.tiles(RELU=given["activation"] == 1, CHUNK=CHUNK),
@@ -184,7 +159,7 @@ def _backward_input(call: Call, given: Mapping[str, Any], partial: Tensor | None
     results = ("sum_dy", "sum_dy_xh", "dx", "d_residual")
     launch(
         backward.backward_input,
-        call.grid,
+        call.how.grid,
         *(call.x, *_alike(call), call.weights, partial),
         *(given.get(name) for name in (*vectors, *results)),
         *(*call.walk(splits=True), given["epsilon"]),
