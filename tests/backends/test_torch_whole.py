@@ -45,32 +45,37 @@ def random(shape: tuple[int, ...], seed: int, memory: torch.memory_format) -> to
     return torch.randn(shape, generator=generator).to(memory_format=memory)
 
 
-def step(x: torch.Tensor, dy: torch.Tensor, **options: Any) -> tuple[Any, ...]:
+def step(
+    x: torch.Tensor, dy: torch.Tensor, training: bool = True, **options: Any
+) -> tuple[Any, ...]:
     """y, the gradients of x, gamma and beta, and the state."""
     x = x.detach().requires_grad_()
     parameters, state = batchnorm.init(x, axis=1)
+    for name in ("moving_mean", "moving_variance"):
+        state[name].uniform_(0.5, 2)
     vectors = [one.uniform_(0.5, 2).requires_grad_() for one in parameters.values()]
     given = dict(zip(parameters, vectors, strict=True))
-    y, new = batchnorm.batch_norm(x, given, state, axis=1, training=True, **options)
+    y, new = batchnorm.batch_norm(x, given, state, axis=1, training=training, **options)
     return y, *torch.autograd.grad(y, (x, *vectors), dy), new
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_go_gives_the_bits_of_the_steps(
-    shape: tuple[int, ...], last: bool, activation: str | None, monkeypatch: pytest.MonkeyPatch,
-    taken: list[bool],
+    shape: tuple[int, ...], last: bool, activation: str | None, training: bool,
+    monkeypatch: pytest.MonkeyPatch, taken: list[bool],
 ) -> None:  # fmt: skip
     memory = LAST.get(len(shape), torch.contiguous_format) if last else torch.contiguous_format
     x, dy = random(shape, 1, memory), random(shape, 2, memory)
     torch.manual_seed(0)
-    y, dx, d_gamma, d_beta, state = step(x, dy, activation=activation)
+    y, dx, d_gamma, d_beta, state = step(x, dy, activation=activation, training=training)
     assert taken == [True]
     assert y.stride() == dx.stride() == x.stride()
     monkeypatch.setattr(KERNELS, "whole", lambda *given: None)
     torch.manual_seed(0)
-    expected = step(x, dy, activation=activation)
+    expected = step(x, dy, activation=activation, training=training)
     assert_close((y, dx, d_gamma, d_beta, state), expected, rtol=0, atol=0)
 
 
@@ -109,3 +114,23 @@ def test_any_other_order_takes_the_steps(taken: list[bool]) -> None:
         plain, _ = batchnorm.batch_norm(one.contiguous(), parameters, state, axis=1, training=True)
         assert_close(y, plain)
     assert taken == [False, True] * 3
+
+
+def test_derivatives_of_inference_of_every_order(taken: list[bool]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gamma, beta = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((5, 3), (3,), (3,))
+    )
+    state = {
+        "moving_mean": torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64),
+        "moving_variance": torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64),
+    }
+
+    def y(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        parameters = {"gamma": gamma, "beta": beta}
+        return batchnorm.batch_norm(x, parameters, state, training=False)[0]
+
+    assert torch.autograd.gradcheck(y, (x, gamma, beta), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(y, (x, gamma, beta))
+    assert all(taken)

@@ -168,7 +168,8 @@ class Modes(Remembering):
         batch_weights: torch.Tensor | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
-        recomputing = backend_of(x).recomputing()
+        ops = backend_of(x)
+        recomputing = ops.recomputing()
         buffers = state = self.state_of()
         if update and (options.renorm or options.statistics == "moving"):
             state = self._as_it_was(state, recomputing)
@@ -178,7 +179,7 @@ class Modes(Remembering):
         given = ("gamma", self.weight), ("beta", self.bias)
         parameters = {name: one for name, one in given if one is not None}
         others = (training, mask, batch_weights)
-        y, new = normalize(options, x, parameters, state, *others, residual=residual)
+        y, new = normalize(options, x, parameters, state, *others, residual=residual, ops=ops)
         if update and not recomputing:
             for name, buffer in buffers.items():
                 if new[name] is not buffer and not (name == SKIPPED and _captured(buffer)):

@@ -98,9 +98,8 @@ def whole(
         or (beta is not None and beta.requires_grad)
     )
     if not plan.batch:
-        if learns:
-            return None
-        return _infer(ready, lies, x, gamma, beta, mean, variance), dict(state)
+        infer = _Infer.apply if learns else _infer
+        return infer(ready, lies, x, gamma, beta, mean, variance), dict(state)
     skipped, number = state.get("skipped_updates"), state.get("num_updates")
     if not all(one is None or type(one) in PLAIN for one in (skipped, number)):
         return None
@@ -224,61 +223,94 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, dy: Any, _: Any) -> Any:
         if dy is None:
             return None, None, None, None, None
-        ready = ctx.ready
         x, gamma, beta, moments = ctx.saved_tensors
-        if (
-            torch.is_grad_enabled()  # a derivative of this one is wanted
-            or type(dy) not in PLAIN
-            or dy.dtype is not x.dtype
-            or not dy.is_contiguous(memory_format=ctx.lies[0])
-            or dy.is_neg()
-            or observed()
-            or torch._C._functorch.is_legacy_batchedtensor(dy)
-        ):
-            return None, None, *_by_operator(ready, x, dy, gamma, beta, moments)
-        dx = _fresh(x)
-        sum_dy, sum_dy_xh = (
-            torch.empty(ready.length, dtype=ready.statistics)
-            if one is None
-            else torch.empty_like(one)
-            for one in (beta, gamma)
-        )
-        mean, remainder, variance, count = _pointers(ready, moments)
-        code = kernels.bn_backward(
-            CODES[x.dtype],
-            ctx.lies[1],
-            x.data_ptr(),
-            dy.data_ptr(),
-            None,
-            None,
-            count,
-            mean,
-            remainder,
-            variance,
-            ready.epsilon,
-            _pointer(gamma),
-            _pointer(beta),
-            ready.activation,
-            None,
-            False,
-            sum_dy.data_ptr(),
-            sum_dy_xh.data_ptr(),
-            dx.data_ptr(),
-        )
-        check(kernels, code)
-        d_gamma = None if gamma is None else sum_dy_xh
-        return None, None, dx, d_gamma, None if beta is None else sum_dy
+        ready = ctx.ready
+        if _must_see(ctx, x, dy):
+            n = ready.length
+            vectors = [moments[i * n : (i + 1) * n].view(ready.rows) for i in range(3)]
+            vectors.append(moments[3 * n :].view(-1, 1))
+            return None, None, *_by_operator(ready, x, dy, gamma, beta, vectors, False)
+        at = _pointers(ready, moments)
+        return None, None, *_backward(ready, ctx.lies, x, dy, gamma, beta, at, False)
 
 
-def _by_operator(ready: Ready, x: Any, dy: Any, gamma: Any, beta: Any, moments: Any) -> Any:
-    """The gradients by an operator that has derivatives of its own."""
-    n = ready.length
-    mean, remainder, variance = (moments[i * n : (i + 1) * n].view(ready.rows) for i in range(3))
-    count = moments[3 * n :].view(-1, 1)
+class _Infer(torch.autograd.Function):
+    """y by statistics that are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, ready: Ready, lies: Lies, x: Any, *vectors: Any) -> Any:
+        ctx.ready, ctx.lies = ready, lies
+        ctx.save_for_backward(x, *vectors)
+        return _infer(ready, lies, x, *vectors)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        x, gamma, beta, mean, variance = ctx.saved_tensors
+        ready = ctx.ready
+        if _must_see(ctx, x, dy):
+            rows = (mean.reshape(ready.rows), None, variance.reshape(ready.rows), None)
+            found = _by_operator(ready, x, dy, gamma, beta, rows, True)
+        else:
+            at = (mean.data_ptr(), None, variance.data_ptr(), None)
+            found = _backward(ready, ctx.lies, x, dy, gamma, beta, at, True)
+        return None, None, *found, None, None
+
+
+def _must_see(ctx: Any, x: torch.Tensor, dy: torch.Tensor) -> bool:
+    """Whether a gradient goes through an operator, which has derivatives and is seen by others."""
+    return (
+        torch.is_grad_enabled()  # a derivative of this one is wanted
+        or type(dy) not in PLAIN
+        or dy.dtype is not x.dtype
+        or not dy.is_contiguous(memory_format=ctx.lies[0])
+        or dy.is_neg()
+        or observed()
+        or torch._C._functorch.is_legacy_batchedtensor(dy)
+    )
+
+
+def _backward(
+    ready: Ready, lies: Lies, x: Any, dy: Any, gamma: Any, beta: Any, at: Any, frozen: bool
+) -> Any:
+    """The gradients of x, gamma and beta; `at` is where mean, remainder, variance and count are."""
+    dx = _fresh(x)
+    sum_dy, sum_dy_xh = (
+        torch.empty(ready.length, dtype=ready.statistics) if one is None else torch.empty_like(one)
+        for one in (beta, gamma)
+    )
+    mean, remainder, variance, count = at
+    code = kernels.bn_backward(
+        CODES[x.dtype],
+        lies[1],
+        x.data_ptr(),
+        dy.data_ptr(),
+        None,
+        None,
+        count,
+        mean,
+        remainder,
+        variance,
+        ready.epsilon,
+        _pointer(gamma),
+        _pointer(beta),
+        ready.activation,
+        None,
+        frozen,
+        sum_dy.data_ptr(),
+        sum_dy_xh.data_ptr(),
+        dx.data_ptr(),
+    )
+    check(kernels, code)
+    return dx, None if gamma is None else sum_dy_xh, None if beta is None else sum_dy
+
+
+def _by_operator(
+    ready: Ready, x: Any, dy: Any, gamma: Any, beta: Any, vectors: Any, frozen: bool
+) -> Any:
+    """The same by an operator that has derivatives of its own."""
     rows = (None if one is None else one.reshape(ready.rows) for one in (gamma, beta))
-    vectors = (mean, remainder, variance, count, *rows, None)
-    how = (ready.epsilon, ready.activation, False)
-    operands = (x, ready.sizes, dy, None, *vectors, *how)
+    how = (ready.epsilon, ready.activation, frozen)
+    operands = (x, ready.sizes, dy, None, *vectors, *rows, None, *how)
     if torch._C._functorch.is_legacy_batchedtensor(dy):
         dx, sum_dy, sum_dy_xh = torch.ops.batchnorm.backward(*operands)
     else:
