@@ -134,3 +134,14 @@ def test_derivatives_of_inference_of_every_order(taken: list[bool]) -> None:
     assert torch.autograd.gradcheck(y, (x, gamma, beta), check_batched_grad=True)
     assert torch.autograd.gradgradcheck(y, (x, gamma, beta))
     assert all(taken)
+
+
+def test_statistics_may_be_updated_before_the_gradient_of_inference(taken: list[bool]) -> None:
+    x = random((6, 3), 1, torch.contiguous_format).requires_grad_()
+    parameters, state = batchnorm.init(x)
+    slope = torch.rsqrt(state["moving_variance"] + 1e-3)
+    y, _ = batchnorm.batch_norm(x, parameters, state, training=False)
+    state["moving_variance"].fill_(100.0)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert taken == [True]
+    assert_close(dx, slope.expand(6, 3))

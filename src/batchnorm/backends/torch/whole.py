@@ -238,10 +238,13 @@ class _Infer(torch.autograd.Function):
     """y by statistics that are constants."""
 
     @staticmethod
-    def forward(ctx: Any, ready: Ready, lies: Lies, x: Any, *vectors: Any) -> Any:
+    def forward(
+        ctx: Any, ready: Ready, lies: Lies, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any
+    ) -> Any:
         ctx.ready, ctx.lies = ready, lies
-        ctx.save_for_backward(x, *vectors)
-        return _infer(ready, lies, x, *vectors)
+        # as they are now: a step may update them in place before the gradient is asked for
+        ctx.save_for_backward(x, gamma, beta, mean.clone(), variance.clone())
+        return _infer(ready, lies, x, gamma, beta, mean, variance)
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
