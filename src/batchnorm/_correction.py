@@ -162,7 +162,7 @@ def _clipping(ops: Any, options: Options, state: Rows) -> dict[str, Any]:
                     "a function of the step; got none. Start from batchnorm.init."
                 )
             value = value(ops.cast(state["num_updates"], ops.dtype(like)))
-            if value is None or isinstance(value, str):
+            if _is_nothing(value):
                 raise TypeError(
                     f"{options.owner}: renorm_clipping's {name} must return a number or a tensor "
                     f"for a step; got {value!r}."
@@ -183,6 +183,11 @@ def _clipping(ops: Any, options: Options, state: Rows) -> dict[str, Any]:
     return bounds
 
 
+def _is_nothing(returned: Any) -> bool:
+    """Whether a user's function returned what no framework makes a tensor of."""
+    return returned is None or isinstance(returned, str)
+
+
 def _adjustment(
     ops: Any, plan: Plan, view: View, x: Tensor, live: Tensor | None
 ) -> tuple[Affine, bool]:
@@ -198,7 +203,7 @@ def _adjustment(
     assert options.adjustment is not None
     returned = options.adjustment(ops.runtime_shape(x))
     paired = isinstance(returned, (tuple, list)) and len(returned) == 2
-    if not paired or any(one is None or isinstance(one, str) for one in returned):
+    if not paired or any(map(_is_nothing, returned)):
         raise ValueError(
             f"{options.owner}: adjustment must return (scale, bias); got {returned!r}."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from batchnorm._native.library import mode
 
@@ -13,12 +13,12 @@ NEVER = "The environment variable BATCHNORM_KERNELS is never."
 
 
 def lacking(
-    device: str, capability: Callable[[], tuple[int, int]], modules: dict[str, str]
+    device: str, capability: Callable[[], tuple[int, int]], modules: Mapping[str, tuple[str, str]]
 ) -> str | None:
     """What a device from NVIDIA, or its process, lacks for the kernels; None where nothing.
 
     Args:
-        modules: what must be importable, and what `pip install` brings it.
+        modules: what must be importable; what people call it, and what `pip install` takes.
     """
     if mode() == "never":
         return NEVER
@@ -28,9 +28,8 @@ def lacking(
             f"The GPU kernels need compute capability {OLDEST[0]}.{OLDEST[1]}; "
             f"{device} has {found[0]}.{found[1]}."
         )
-    for module, wanted in modules.items():
+    for module, (name, wanted) in modules.items():
         if importlib.util.find_spec(module) is None:
-            name = {"triton": "Triton", "jax_triton": "jax-triton"}[module]
             return f"The GPU kernels need {name}, which is not installed: pip install '{wanted}'."
     return None
 

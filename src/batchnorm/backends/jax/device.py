@@ -9,7 +9,10 @@ import jax
 from batchnorm.backends import gpus
 
 TYPES = ("float32", "float64", "float16", "bfloat16")
-MODULES = {"triton": "batchnorm[gpu]", "jax_triton": "batchnorm[gpu-jax]"}
+MODULES = {
+    "triton": ("Triton", "batchnorm[gpu]"),
+    "jax_triton": ("jax-triton", "batchnorm[gpu-jax]"),
+}
 
 _answers: dict[str, str | None] = {}
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, ShapeDtypeStruct
 from jax_triton import triton_call
 from triton import language as tl
 
 from batchnorm._native.triton import ordered
 from batchnorm._native.triton.layout import BLOCK, CHUNK, WARPS, Layout, layout, strides
-from batchnorm.backends.composite import statistics_dtype
+from batchnorm.backends.jax import results
 from batchnorm.backends.jax.meshes import vary, varying, varying_alike
 
 
@@ -25,20 +24,17 @@ class _Call:
 
     def __init__(self, x: Array, weights: Array | None) -> None:
         self.x = x
-        self.dtype = statistics_dtype(str(x.dtype))
         self.weights = own = None
         if weights is not None:
             a, g, b, _, d = weights.shape
             own = (a, g, b, d)
-            self.weights = weights.astype(self.dtype).reshape(own)
+            self.weights = weights.astype(results.statistics(x)).reshape(own)
         self.how: Layout = layout(x.shape, x.dtype.itemsize)
         self.steps = strides(x.shape, own)
-        statistic = tl.float64 if self.dtype == "float64" else tl.float32
-        self.merging = {"WIDTH": self.how.WIDTH, "SPLITS": self.how.SPLITS, "STATISTIC": statistic}
-        g, _, c, d = self.how.sizes
-        self.sizes = {"C": c, "D": d}
-        self.constants = {**self.how.constants, "STATISTIC": statistic, **self.sizes}
-        self.groups = g
+        self.groups, _, c, d = self.how.sizes
+        both = {"C": c, "STATISTIC": tl.float64 if x.dtype == jnp.float64 else tl.float32}
+        self.constants = {**self.how.constants, **both, "D": d}
+        self.merging = {**both, "WIDTH": self.how.WIDTH, "SPLITS": self.how.SPLITS}
 
     def walk(self, *, splits: bool) -> tuple[int, ...]:
         """The numbers that every kernel of x gets."""
@@ -46,23 +42,10 @@ class _Call:
         number = (how.splits,) if splits else ()
         return how.rows, how.tiles, how.per_split, *number, *how.sizes[:2], *self.steps
 
-    @property
-    def like(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.x.shape, self.x.dtype)
-
-    def vectors(self, number: int) -> list[jax.ShapeDtypeStruct]:
-        shape = (self.groups, self.sizes["C"])
-        return [jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype))] * number
-
-    @property
-    def moments(self) -> list[jax.ShapeDtypeStruct]:
-        count = jax.ShapeDtypeStruct((self.groups, 1), jnp.dtype(self.dtype))
-        return [*self.vectors(3), count]
-
-    def partial(self, number: int) -> list[jax.ShapeDtypeStruct]:
+    def partial(self, number: int) -> list[ShapeDtypeStruct]:
         """Room for what each split leaves, so many float64 for each channel."""
         size = 2 * number * self.how.splits * self.how.vectors
-        return [jax.ShapeDtypeStruct((size,), jnp.dtype("float32"))]
+        return [ShapeDtypeStruct((size,), jnp.dtype("float32"))]
 
 
 def _launch(
@@ -70,7 +53,7 @@ def _launch(
     grid: tuple[int, ...],
     operands: Sequence[Array | None],
     numbers: Sequence[float],
-    results: list[jax.ShapeDtypeStruct],
+    shapes: list[ShapeDtypeStruct],
     **constants: Any,
 ) -> list[Array]:
     """The results of a kernel of `ordered.py`."""
@@ -82,7 +65,7 @@ def _launch(
         *(placed[0] if one is None else one for one in placed),
         *numbers,
         kernel=kernel,
-        out_shape=results,
+        out_shape=shapes,
         grid=grid,
         num_warps=WARPS,
         ABSENT=absent,
@@ -114,8 +97,7 @@ def moments(x: Array, weights: Array | None) -> list[Array]:
         (call.how.programs,),
         [_partial_moments(call)],
         (call.groups, call.how.splits),
-        call.moments,
-        C=call.sizes["C"],
+        results.moments(x),
         **call.merging,
     )
 
@@ -137,7 +119,7 @@ def standardize(
         call.how.grid,
         (x, residual, call.weights, mean, remainder, variance, scale, offset),
         (*call.walk(splits=True), epsilon),
-        [call.like],
+        [results.like(x)],
         RELU=activation == 1,
         SPLITS=call.how.SPLITS,
         **call.constants,
@@ -162,7 +144,7 @@ def forward(
         call.how.grid,
         (x, residual, call.weights, _partial_moments(call), scale, offset),
         (*call.walk(splits=True), epsilon),
-        [call.like, *call.moments],
+        [results.like(x), *results.moments(x)],
         RELU=activation == 1,
         SPLITS=call.how.SPLITS,
         **call.constants,
@@ -189,7 +171,7 @@ def backward(
         call.how.grid,
         (x, dy, call.weights, *vectors, partial),
         (*call.walk(splits=True), epsilon),
-        [call.like, *call.vectors(2)],
+        [results.like(x), *results.vectors(x, 2)],
         RELU=activation == 1,
         FROZEN=frozen,
         SPLITS=call.how.SPLITS,
@@ -224,8 +206,7 @@ def backward_sums(
         (call.how.programs,),
         (_partial_sums(call, dy, given, epsilon, activation), remainder, variance),
         (call.groups, call.how.splits, epsilon),
-        call.vectors(2),
-        C=call.sizes["C"],
+        results.vectors(x, 2),
         **call.merging,
     )
 
@@ -249,7 +230,7 @@ def backward_input(
         call.how.grid,
         (x, dy, call.weights, *vectors, *sums),
         (*call.walk(splits=True), epsilon),
-        [call.like],
+        [results.like(x)],
         RELU=activation == 1,
         FROZEN=False,
         SPLITS=call.how.SPLITS,
@@ -271,9 +252,9 @@ def remember(
     g, c = moments[0].shape
     if g * c == 0:
         return old | {name: one + 1 for name, one in old.items() if name == "num_updates"}
-    absent = jax.ShapeDtypeStruct((0,), jnp.dtype("int32"))
-    results = [
-        jax.ShapeDtypeStruct(old[name].shape, old[name].dtype) if name in old else absent
+    absent = ShapeDtypeStruct((0,), jnp.dtype("int32"))
+    shapes = [
+        ShapeDtypeStruct(old[name].shape, old[name].dtype) if name in old else absent
         for name in names
     ]
     new = _launch(
@@ -281,7 +262,7 @@ def remember(
         (-(-g * c // BLOCK),),
         (*moments, *(old.get(name) for name in names)),
         (momentum,),
-        results,
+        shapes,
         VECTORS=g * c,
         C=c,
         UNBIASED=unbiased,
@@ -295,13 +276,11 @@ def remember(
 
 
 def _no_vectors(x: Array, number: int) -> list[Array]:
-    _, g, _, c, _ = x.shape
-    return [jnp.zeros((g, c), statistics_dtype(str(x.dtype)))] * number
+    return [jnp.zeros(one.shape, one.dtype) for one in results.vectors(x, number)]
 
 
 def _no_moments(x: Array, weights: Array | None) -> list[Array]:
     a, g, b, _, d = x.shape
-    dtype = statistics_dtype(str(x.dtype))
     given = jnp.ones((1, 1, 1, 1, 1)) if weights is None else weights
-    spread = jnp.broadcast_to(given.astype(dtype), (a, g, b, 1, d))
+    spread = jnp.broadcast_to(given.astype(results.statistics(x)), (a, g, b, 1, d))
     return [*_no_vectors(x, 3), jnp.sum(spread, (0, 2, 4)).reshape(g, 1)]

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from batchnorm._native.library import KernelsUnavailable, load, path_of
+from batchnorm.backends.jax import results
 from batchnorm.backends.jax.meshes import vary, varying, varying_alike
 
 
@@ -57,22 +58,18 @@ for _name in (
     )
 
 
-def _statistics_type(x: Array) -> Any:
-    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-
-
 def _absent(x: Array, value: Array | None) -> Array:
-    return jnp.zeros((0,), _statistics_type(x)) if value is None else value
+    return jnp.zeros((0,), results.statistics(x)) if value is None else value
 
 
 def _weights(x: Array, weights: Array | None) -> Array:
     if weights is None:
-        return jnp.zeros((0, 0, 0, 0), _statistics_type(x))
+        return jnp.zeros((0, 0, 0, 0), results.statistics(x))
     a, g, b, _, d = weights.shape
-    return weights.astype(_statistics_type(x)).reshape(a, g, b, d)
+    return weights.astype(results.statistics(x)).reshape(a, g, b, d)
 
 
-def _call(name: str, results: list[Any], operands: list[Array], **attributes: Any) -> Any:
+def _call(name: str, shapes: list[Any], operands: list[Array], **attributes: Any) -> Any:
     """The target's results; x, and what is like it, travels without dimensions of size 1.
 
     With them, XLA (0.10.2 on the CPU) copies bfloat16 before the call: kernels/bindings/jax.cc.
@@ -82,30 +79,18 @@ def _call(name: str, results: list[Any], operands: list[Array], **attributes: An
     present = sum(1 << i for i, size in enumerate(view) if size != 1)
     call = jax.ffi.ffi_call(
         f"batchnorm_{name}",
-        [one.update(shape=kept) if one.shape == view else one for one in results],
+        [one.update(shape=kept) if one.shape == view else one for one in shapes],
         vmap_method="sequential",
     )
     given = [one.reshape(kept) if one.shape == view else one for one in varying_alike(operands)]
     out = call(*given, present=present, **attributes)
-    out = [one.reshape(like.shape) for one, like in zip(out, results, strict=True)]
+    out = [one.reshape(like.shape) for one, like in zip(out, shapes, strict=True)]
     axes = frozenset().union(*map(varying, operands))
     return [vary(one, axes) for one in out] if axes else out
 
 
-def _vectors(x: Array, count: int) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((x.shape[1], x.shape[3]), _statistics_type(x))] * count
-
-
-def _like(x: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def _count(x: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((x.shape[1], 1), _statistics_type(x))
-
-
 def moments(x: Array, weights: Array | None) -> list[Array]:
-    return _call("moments", [*_vectors(x, 3), _count(x)], [x, _weights(x, weights)])
+    return _call("moments", results.moments(x), [x, _weights(x, weights)])
 
 
 def standardize(
@@ -119,7 +104,7 @@ def standardize(
     name, first = ("standardize", [x]) if residual is None else ("standardize_add", [x, residual])
     (y,) = _call(
         name,
-        [_like(x)],
+        [results.like(x)],
         [*first, _weights(x, weights), *(_absent(x, one) for one in given)],
         epsilon=epsilon,
         activation=activation,
@@ -139,7 +124,7 @@ def forward(
     name, first = ("forward", [x]) if residual is None else ("forward_add", [x, residual])
     return _call(
         name,
-        [_like(x), *_vectors(x, 3), _count(x)],
+        [results.like(x), *results.moments(x)],
         [*first, _weights(x, weights), _absent(x, scale), _absent(x, offset)],
         epsilon=epsilon,
         activation=activation,
@@ -157,7 +142,7 @@ def backward(
 ) -> list[Array]:
     return _call(
         "backward",
-        [_like(x), *_vectors(x, 2)],
+        [results.like(x), *results.vectors(x, 2)],
         [x, dy, _weights(x, weights), *(_absent(x, one) for one in given)],
         epsilon=epsilon,
         activation=activation,
@@ -172,7 +157,7 @@ def backward_sums(
     vectors = (mean, remainder, variance, scale, offset)
     return _call(
         "backward_sums",
-        _vectors(x, 2),
+        results.vectors(x, 2),
         [x, dy, _weights(x, weights), *(_absent(x, one) for one in vectors)],
         epsilon=epsilon,
         activation=activation,
@@ -190,7 +175,7 @@ def backward_input(
 ) -> Array:
     (dx,) = _call(
         "backward_input",
-        [_like(x)],
+        [results.like(x)],
         [x, dy, _weights(x, weights), *(_absent(x, one) for one in given), *sums],
         epsilon=epsilon,
         activation=activation,

@@ -12,7 +12,7 @@ from batchnorm.backends import gpus, trust
 from batchnorm.backends.torch import operations
 
 CAPTURING = "A CUDA graph is captured, and the kernels were not compared yet: call once before."
-MODULES = {"triton": "batchnorm[gpu]"}
+MODULES = {"triton": ("Triton", "batchnorm[gpu]")}
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _answers: dict[tuple[int, torch.dtype], str | None] = {}
