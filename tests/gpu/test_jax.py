@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 
 import batchnorm
 import engines
+from batchnorm._native.triton.layout import REGISTERS
 from gpu_calls import CASES, check, check_sizes
 
 RNG = np.random.default_rng(0)
@@ -106,6 +108,7 @@ class Device:
 
     platform = "gpu"
     compute_capability = "9.0"
+    device_kind = "H100"
 
     class client:
         platform_version = "cuda 12090"
@@ -121,7 +124,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
     trust = interpreted.module("backends.trust")
     monkeypatch.setenv("BATCHNORM_KERNELS", "auto")
     monkeypatch.setattr(found, "_answers", {})
-    monkeypatch.setattr(found, "_device", Device)
+    monkeypatch.setattr(found.jax, "local_devices", lambda: [Device(), Device()])
+    monkeypatch.setattr(found.jax, "default_device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(trust, "BY_ROWS", (3, 1, 1, 3, 70))
     monkeypatch.setattr(trust, "BY_COLUMNS", (2, 3, 20, 5, 1))
     return found
@@ -193,17 +197,107 @@ def test_what_is_missing_is_said(device: Any, missing: str, words: str, monkeypa
         device.why_not("float32")
 
 
-def test_programs_for_a_gpu_hold_the_kernels() -> None:
-    """jax-triton itself compiles them, in a process of its own: here the interpreter is on."""
-    worker = Path(__file__).parents[1] / "workers" / "gpu_lower.py"
+def _worker(name: str, *arguments: str, **more: str) -> Any:
+    """What a worker printed, in a process of its own, where the interpreter is off unless asked."""
+    worker = Path(__file__).parents[1] / "workers" / name
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     source = str(Path(interpreted.module("_native").__file__ or "").parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([source, environment.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(worker)], env=environment, capture_output=True, text=True
-    )
+        [sys.executable, str(worker), *arguments],
+        env=environment | more, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_each_kind_of_device_is_asked(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Older(Device):
+        device_kind, compute_capability = "V100", "7.0"
+
+        def __str__(self) -> str:
+            return "cuda:1"
+
+    asked = []
+    monkeypatch.setattr(device, "compare", lambda one, dtype: asked.append(str(one)))
+    assert device.why_not("float32") is None
+    monkeypatch.setattr(device.jax, "local_devices", lambda: [Device(), Older(), Device()])
+    wanted = "The GPU kernels need compute capability 8.0; cuda:1 has 7.0."
+    assert device.why_not("float16") == wanted
+    assert asked == ["cuda:0", "cuda:0"]
+
+
+def test_out_of_memory_says_nothing_of_the_kernels(device: Any, monkeypatch: Any) -> None:
+    def full(one: Any, dtype: str) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    def broken(one: Any, dtype: str) -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL: no kernel image")
+
+    monkeypatch.setattr(device, "compare", full)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        device.why_not("float32")
+    monkeypatch.setattr(device, "compare", lambda one, dtype: None)
+    assert device.why_not("float32") is None
+    monkeypatch.setattr(device, "compare", broken)
+    assert device.why_not("float16") == (
+        "A GPU kernel does not run here: JaxRuntimeError: INTERNAL: no kernel image"
+    )
+
+
+def test_the_library_for_the_cpu_is_not_asked_for_on_a_gpu(device: Any, monkeypatch: Any) -> None:
+    place = interpreted.module("backends.jax.place")
+
+    def refuse(framework: str) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(place, "load_operators", refuse)
+    monkeypatch.setattr(device, "compare", lambda one, dtype: None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert place.why_not(X) is None
+    assert batchnorm.why_not("jax") is None
+
+
+@pytest.mark.parametrize(("mode", "layout", "dtype"), CASES)
+def test_where_only_the_gpu_has_kernels_the_cpu_has_array_operations(
+    mode: str, layout: str, dtype: str, monkeypatch: Any
+) -> None:
+    with interpreted.gpu_kernels_of_jax(monkeypatch):
+        calls = interpreted.module("backends.jax.calls")
+        arrays = interpreted.module("backends.jax.arrays")
+        monkeypatch.setattr(calls, "on", lambda platform: arrays)
+        for name in ("calls", "derivatives"):
+            monkeypatch.setattr(
+                interpreted.module(f"backends.jax.{name}"), "missing", lambda framework: "gone"
+            )
+        for activation in (None, "relu"):
+            check(engines.ENGINES["jax"], mode, layout, dtype, activation)
+
+
+def test_arrays_add_a_residual_and_take_sums_as_they_are() -> None:
+    """What the modes above do not reach."""
+    trust, trusted = (interpreted.module(f"backends.{name}") for name in ("trust", "jax.trusted"))
+    arrays = interpreted.module("backends.jax.arrays")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trusted, "gpu", arrays)
+        assert trust.mismatch(trusted.where("float32")) is None
+
+
+def test_sharded_arrays_get_the_kernels() -> None:
+    assert _worker("gpu_sharded.py", TRITON_INTERPRET="1") == {
+        "sharded": ["backward_input", "backward_sums", "moments", "standardize"],
+        "shard_map": [
+            "backward_given", "merge", "merge_sums", "partial_moments", "partial_sums",
+            "standardize_given",
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", ["80", "90", "100"])
+def test_programs_for_a_gpu_hold_the_kernels(capability: str) -> None:
+    """jax-triton itself compiles them."""
+    found = _worker("gpu_lower.py", capability)
+    takes = found["takes"]
     both = ["partial_moments", "standardize_merging"]
     back = ["backward_merging", "partial_sums"]
     wanted = {
@@ -216,4 +310,8 @@ def test_programs_for_a_gpu_hold_the_kernels() -> None:
         "bfloat16": [*back, *both, "remembered"],
         "cpu": [],
     }
-    assert found == {name: sorted(one) for name, one in wanted.items()}
+    assert found["programs"] == {name: sorted(one) for name, one in wanted.items()}
+    assert len(takes) == 7
+    # jax-triton has no limit to set, and the compiler's own is 64: a kernel may spill a word
+    wrong = {name: one for name, one in takes.items() if one[0] > REGISTERS or one[1] > 4}
+    assert not wrong

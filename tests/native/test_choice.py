@@ -144,6 +144,7 @@ def unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
         raise library.KernelsUnavailable("They are not here.")
 
     monkeypatch.setattr(loading.importlib, "import_module", refuse)
+    monkeypatch.setattr(loading, "missing", loading.missing.__wrapped__)
 
 
 @pytest.mark.parametrize(("mode", "said"), [("auto", 1), ("never", 0)])
@@ -154,7 +155,7 @@ def test_one_sentence_says_that_there_are_none(
     with caplog.at_level(logging.INFO, "batchnorm"):
         assert loading.load_operators.__wrapped__("torch") == "They are not here."
     sentence = (
-        "batchnorm runs torch without its native kernels, which is slower. They are not here."
+        "batchnorm runs on torch without its native kernels, which is slower. They are not here."
     )
     assert caplog.messages == [sentence] * said
 
@@ -164,8 +165,8 @@ def test_require_insists(unavailable: None, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RuntimeError) as caught:
         loading.load_operators.__wrapped__("torch")
     assert str(caught.value) == (
-        "batchnorm: BATCHNORM_KERNELS is require, and torch has no native kernels here. They are "
-        "not here."
+        "batchnorm: BATCHNORM_KERNELS is require, and torch has no native kernels. They are not "
+        "here."
     )
 
 
@@ -206,7 +207,7 @@ def test_without_kernels_everything_works(python: Callable[..., str], tmp_path: 
         str(package / "__init__.py"),
         *[f"why {MISSING}", f"{refused} {MISSING}"] * 3,
         *(
-            f"log batchnorm runs {name} without its native kernels, which is slower. {MISSING}"
+            f"log batchnorm runs on {name} without its native kernels, which is slower. {MISSING}"
             for name in ("torch", "jax", "tensorflow")
         ),
     ]

@@ -24,7 +24,7 @@ PROTOCOL = (
     # `host`, where a call costs more than the arithmetic of a vector, and vectors there; or None
     "HOST", "on_host",
     # who is calling, and where
-    "UNAVAILABLE", "recomputing", "traced", "why_not",
+    "recomputing", "traced", "unavailable", "why_not",
     # replicas
     "aligned", "all_gather", "find_replicas",
     # array operations; `sum`, and `long_sum` and `mean` of many numbers, keep the dimensions
@@ -130,5 +130,5 @@ def why_not(subject: Any) -> str | None:
             f"why_not: subject must be tensorflow, jax, torch or one of their tensors; "
             f"got {subject!r}."
         )
-    unavailable: str | None = _backend(subject).UNAVAILABLE
-    return unavailable
+    reason: str | None = _backend(subject).unavailable()
+    return reason

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Callable, Mapping
 
 from batchnorm._native.library import mode
@@ -34,35 +33,17 @@ def lacking(
     return None
 
 
-def said(device: str, reason: str | None) -> str | None:
-    """The reason why the kernels do not run on a device, which the user is told of.
-
-    Raises:
-        RuntimeError: BATCHNORM_KERNELS=require, and there is a reason.
-    """
-    if reason is not None and mode() == "require":
-        raise RuntimeError(
-            f"batchnorm: BATCHNORM_KERNELS is require, and {device} has no native kernels. {reason}"
-        )
-    if reason is not None and mode() == "auto":
-        logging.getLogger("batchnorm").warning(
-            "batchnorm runs on %s without its native kernels, which is slower. %s", device, reason
-        )
-    return reason
-
-
-def distrust(
-    compare: Callable[[], str | None], passing: type[BaseException] = MemoryError
-) -> str | None:
+def distrust(compare: Callable[[], str | None], passing: Callable[[Exception], bool]) -> str | None:
     """Why the kernels are not trusted, where `compare` finds them wrong, or they do not run.
 
-    An error of the type `passing` says nothing of the kernels, and the next call asks again.
+    An error that is `passing`, as where no memory is left, says nothing of the kernels: it is
+    raised, and the next call asks again.
     """
     try:
         found = compare()
-    except passing:
-        raise
     except Exception as error:  # of Triton, its compiler, a driver: whatever it is, say it
+        if passing(error):
+            raise
         lines = str(error).strip().splitlines() or ["no message"]
         return f"A GPU kernel does not run here: {type(error).__name__}: {lines[0]}"
     return None if found is None else f"A GPU kernel gave wrong numbers at its first use: {found}."

@@ -1,4 +1,4 @@
-"""The kernels as operators of a framework, and why there are none where there are none."""
+"""The kernels as operators of a framework; why there are none, and how that is said."""
 
 from __future__ import annotations
 
@@ -35,21 +35,33 @@ def load_operators(framework: str) -> str | None:
     Raises:
         RuntimeError: BATCHNORM_KERNELS=require, and there are none.
     """
+    return said(framework, missing(framework))
+
+
+@functools.cache
+def missing(framework: str) -> str | None:
+    """What `load_operators` does, for where it is not the only way: the user is told nothing."""
     try:
         if reason := unknown(framework):
             raise KernelsUnavailable(reason)
         importlib.import_module(f"batchnorm.backends.{framework}.kernels")
     except KernelsUnavailable as error:
-        if mode() == "require":
-            raise RuntimeError(
-                f"batchnorm: BATCHNORM_KERNELS is require, and {framework} has no native kernels "
-                f"here. {error}"
-            ) from error
-        if mode() == "auto":
-            logging.getLogger("batchnorm").warning(
-                "batchnorm runs %s without its native kernels, which is slower. %s",
-                framework,
-                error,
-            )
         return str(error)
     return None
+
+
+def said(place: str, reason: str | None) -> str | None:
+    """The reason why a framework or a device has no kernels, which the user is told of.
+
+    Raises:
+        RuntimeError: BATCHNORM_KERNELS=require, and there is a reason.
+    """
+    if reason is not None and mode() == "require":
+        raise RuntimeError(
+            f"batchnorm: BATCHNORM_KERNELS is require, and {place} has no native kernels. {reason}"
+        )
+    if reason is not None and mode() == "auto":
+        logging.getLogger("batchnorm").warning(
+            "batchnorm runs on %s without its native kernels, which is slower. %s", place, reason
+        )
+    return reason

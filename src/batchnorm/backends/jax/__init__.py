@@ -7,8 +7,7 @@ from typing import Any
 from batchnorm.backends import fused
 from batchnorm.backends.jax import derivatives, moments, operations
 from batchnorm.backends.jax.operations import *  # noqa: F403
-from batchnorm.backends.jax.place import UNAVAILABLE as UNAVAILABLE
-from batchnorm.backends.jax.place import recomputing, traced, why_not
+from batchnorm.backends.jax.place import recomputing, traced, unavailable, why_not
 from batchnorm.backends.jax.replicas import aligned, all_gather, find_replicas
 
 HOST = on_host = None  # what is done with vectors, JAX compiles

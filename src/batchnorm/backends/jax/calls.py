@@ -1,7 +1,8 @@
 """The kernels of the platform that a program is compiled for: `kernels.py` or `gpu.py`.
 
 Functions, operands and results are theirs. Which one runs is decided when the program is lowered,
-so that what JAX compiles for the CPU in a process with a GPU has the CPU's kernels.
+so that what JAX compiles for the CPU in a process with a GPU has the CPU's kernels, or `arrays.py`
+where that process has none.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from batchnorm.backends.jax.place import UNAVAILABLE
+from batchnorm.backends.loading import missing
 
 ARRAYS = (jax.Array, np.ndarray)
-PLATFORMS = ("cuda",) if UNAVAILABLE else ("cuda", "cpu")
+PLATFORMS = ("cuda", "cpu")
 
 
 @functools.cache
 def on(platform: str) -> ModuleType:
     """The kernels of a platform, the names of which are JAX's: cpu, cuda."""
-    name = {"cpu": "kernels", "cuda": "gpu"}[platform]
+    on_cpu = "arrays" if missing("jax") else "kernels"
+    name = {"cpu": on_cpu, "cuda": "gpu"}[platform]
     return importlib.import_module(f"batchnorm.backends.jax.{name}")
 
 

@@ -21,6 +21,7 @@ from batchnorm.backends.jax import sharding as kernels
 from batchnorm.backends.jax.linear import How, Point, tangent
 from batchnorm.backends.jax.meshes import explicit, varying, varying_alike
 from batchnorm.backends.jax.replicas import Replicas
+from batchnorm.backends.loading import missing
 
 
 def moments(x: jax.Array, sizes: Sizes, weights: jax.Array | None) -> Any:
@@ -82,11 +83,14 @@ def remember(
 ) -> dict[str, jax.Array] | None:
     """The plain moving averages after a step, by one kernel; None where it does not hold them.
 
-    Meshes and maps partition what is written in JAX's own operations, and no kernel.
+    Meshes and maps partition what is written in JAX's own operations, and no kernel; and the CPU
+    may have no kernels where a GPU has some.
     """
     held = dict.fromkeys(("moving_mean", "moving_variance"), measured.mean.dtype)
     held |= {name: jnp.int32 for name in ("skipped_updates", "num_updates") if name in state}
-    if jax.device_count() > 1 or any(state[name].dtype != one for name, one in held.items()):
+    if jax.device_count() > 1 or missing("jax") is not None:
+        return None
+    if any(state[name].dtype != one for name, one in held.items()):
         return None
     old = {name: jax.lax.stop_gradient(state[name]) for name in held}
     if any(varying(one) or explicit(one) for one in (*measured, *old.values())):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from batchnorm.backends import gpus
+from batchnorm.backends.loading import said
 
 TYPES = ("float32", "float64", "float16", "bfloat16")
 MODULES = {
@@ -25,30 +26,44 @@ def why_not(dtype: str) -> str | None:
     """
     if dtype not in TYPES:
         return None  # the plan says which it may be
-    device = _device()
+    device, *others = _devices()
     if device.platform != "gpu" or "rocm" in device.client.platform_version:
         return f"The native kernels run on the CPU and on NVIDIA GPUs; JAX runs on {device}."
     if dtype not in _answers:
-        _answers[dtype] = gpus.said(
-            str(device),
-            gpus.lacking(str(device), capability, MODULES) or gpus.distrust(lambda: compare(dtype)),
-        )
+        reasons = ((one, _reason(one, dtype)) for one in (device, *others))
+        found = next(((one, reason) for one, reason in reasons if reason), (device, None))
+        _answers[dtype] = said(str(found[0]), found[1])
     return _answers[dtype]
 
 
-def _device() -> Any:
-    return jax.local_devices()[0]
+def _devices() -> list[Any]:
+    """One of each kind, the default one first: a program may go to any."""
+    kinds: dict[str, Any] = {}
+    for one in jax.local_devices():
+        kinds.setdefault(one.device_kind, one)
+    return list(kinds.values())
 
 
-def capability() -> tuple[int, int]:
-    major, minor = str(_device().compute_capability).split(".")
+def _reason(device: Any, dtype: str) -> str | None:
+    return gpus.lacking(str(device), lambda: capability(device), MODULES) or gpus.distrust(
+        lambda: compare(device, dtype), out_of_memory
+    )
+
+
+def capability(device: Any) -> tuple[int, int]:
+    major, minor = str(device.compute_capability).split(".")
     return int(major), int(minor)
 
 
-def compare(dtype: str) -> str | None:
+def out_of_memory(error: Exception) -> bool:
+    """XLA's errors are of one type, and begin with what they are."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def compare(device: Any, dtype: str) -> str | None:
     """What `trust.mismatch` says of the kernels; outside of whatever is being traced."""
     from batchnorm.backends import trust
     from batchnorm.backends.jax import trusted
 
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.default_device(device):
         return trust.mismatch(trusted.where(dtype))

@@ -9,7 +9,12 @@ from batchnorm.backends.jax import device
 from batchnorm.backends.jax.meshes import explicit
 from batchnorm.backends.loading import load_operators
 
-UNAVAILABLE = load_operators("jax")
+
+def unavailable() -> str | None:
+    """Why there are no kernels where JAX's default device is, whatever is called."""
+    if jax.default_backend() != "cpu":
+        return device.why_not("float32")
+    return load_operators("jax")
 
 
 def why_not(x: jax.Array) -> str | None:
@@ -22,7 +27,7 @@ def why_not(x: jax.Array) -> str | None:
         return "An export (jax.export) cannot hold native kernels."
     if jax.default_backend() != "cpu":
         return device.why_not(str(x.dtype))
-    return UNAVAILABLE
+    return load_operators("jax")
 
 
 def traced(x: jax.Array) -> bool:

@@ -7,8 +7,7 @@ from typing import Any
 from batchnorm.backends import fused, steps
 from batchnorm.backends.tensorflow import derivatives, inference, lean, operations
 from batchnorm.backends.tensorflow.operations import *  # noqa: F403
-from batchnorm.backends.tensorflow.place import UNAVAILABLE as UNAVAILABLE
-from batchnorm.backends.tensorflow.place import recomputing, traced, why_not
+from batchnorm.backends.tensorflow.place import recomputing, traced, unavailable, why_not
 from batchnorm.backends.tensorflow.replicas import aligned, all_gather, find_replicas
 
 HOST = on_host = None  # graphs compute on vectors themselves

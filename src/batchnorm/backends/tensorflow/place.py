@@ -10,6 +10,11 @@ from batchnorm.backends.loading import load_operators
 UNAVAILABLE = load_operators("tensorflow")
 
 
+def unavailable() -> str | None:
+    """Why there are no kernels for the CPU, whatever is called."""
+    return UNAVAILABLE
+
+
 def why_not(x: tf.Tensor) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
     if UNAVAILABLE is None and compiles_with_xla():

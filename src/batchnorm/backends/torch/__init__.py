@@ -9,7 +9,7 @@ from batchnorm.backends import fused, host, steps
 from batchnorm.backends.torch import derivatives, inference, lean, operations, whole
 from batchnorm.backends.torch.operations import *  # noqa: F403
 from batchnorm.backends.torch.place import UNAVAILABLE as UNAVAILABLE
-from batchnorm.backends.torch.place import on_host, recomputing, why_not
+from batchnorm.backends.torch.place import on_host, recomputing, unavailable, why_not
 from batchnorm.backends.torch.replicas import aligned, all_gather, find_replicas
 from batchnorm.backends.torch.watchers import traced
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from batchnorm.backends import gpus, trust
+from batchnorm.backends.loading import said
 from batchnorm.backends.torch import operations
 
 CAPTURING = "A CUDA graph is captured, and the kernels were not compared yet: call once before."
@@ -39,7 +40,7 @@ def _answer(number: int, dtype: torch.dtype) -> str | None:
         if reason is None and capturing():
             return CAPTURING
         reason = reason or _distrust(torch.device("cuda", number), dtype)
-        _answers[key] = gpus.said(f"cuda:{number}", reason)
+        _answers[key] = said(f"cuda:{number}", reason)
     return _answers[key]
 
 
@@ -68,7 +69,11 @@ def _distrust(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels are not trusted there: they differ from array operations, or do not run."""
     # whatever the first call is in the middle of: a transformation, a tracer, a level of tangents
     with torch.no_grad(), torch._C._DisableFuncTorch(), _disable_current_modes():
-        return gpus.distrust(lambda: compare(device, dtype), torch.OutOfMemoryError)
+        return gpus.distrust(lambda: compare(device, dtype), out_of_memory)
+
+
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def compare(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -15,6 +15,11 @@ from batchnorm.backends.torch.watchers import PLAIN, observed
 UNAVAILABLE = load_operators("torch")
 
 
+def unavailable() -> str | None:
+    """Why there are no kernels for the CPU, whatever is called."""
+    return UNAVAILABLE
+
+
 def why_not(x: torch.Tensor) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
     reason = UNAVAILABLE if x.is_cpu else device.why_not(x)
