@@ -312,6 +312,4 @@ def test_programs_for_a_gpu_hold_the_kernels(capability: str) -> None:
     }
     assert found["programs"] == {name: sorted(one) for name, one in wanted.items()}
     assert len(takes) == 7
-    # jax-triton has no limit to set, and the compiler's own is 64: a kernel may spill a word
-    wrong = {name: one for name, one in takes.items() if one[0] > REGISTERS or one[1] > 4}
-    assert not wrong
+    assert not {name: one for name, one in takes.items() if one[0] > REGISTERS or one[1] > 0}

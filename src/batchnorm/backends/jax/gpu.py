@@ -42,6 +42,12 @@ class _Call:
         number = (how.splits,) if splits else ()
         return how.rows, how.tiles, how.per_split, *number, *how.sizes[:2], *self.steps
 
+    @property
+    def backward_warps(self) -> int:
+        """Of `backward_input`. jax-triton (0.3.1) has no limit of registers to set; eight warps get
+        64 from the compiler, where weights take more, and spill."""
+        return WARPS if self.weights is None else WARPS // 2
+
     def partial(self, number: int) -> list[ShapeDtypeStruct]:
         """Room for what each split leaves, so many float64 for each channel."""
         size = 2 * number * self.how.splits * self.how.vectors
@@ -54,6 +60,7 @@ def _launch(
     operands: Sequence[Array | None],
     numbers: Sequence[float],
     shapes: list[ShapeDtypeStruct],
+    warps: int = WARPS,
     **constants: Any,
 ) -> list[Array]:
     """The results of a kernel of `ordered.py`."""
@@ -67,7 +74,7 @@ def _launch(
         kernel=kernel,
         out_shape=shapes,
         grid=grid,
-        num_warps=WARPS,
+        num_warps=warps,
         ABSENT=absent,
         **constants,
     )
@@ -173,6 +180,7 @@ def backward(
         (*call.walk(splits=True), epsilon),
         [results.like(x), *results.vectors(x, 2)],
         RELU=activation == 1,
+        warps=call.backward_warps,
         FROZEN=frozen,
         SPLITS=call.how.SPLITS,
         **call.constants,
@@ -232,6 +240,7 @@ def backward_input(
         (*call.walk(splits=True), epsilon),
         [results.like(x)],
         RELU=activation == 1,
+        warps=call.backward_warps,
         FROZEN=False,
         SPLITS=call.how.SPLITS,
         **call.constants,
