@@ -309,3 +309,32 @@ def test_no_running_statistics_are_torchs_when_they_are_not_tracked_any_more() -
     assert_close(mine(x), theirs(x))
     assert_close(mine.state_dict(), theirs.state_dict())
     assert_close(mine.eval()(x), theirs.eval()(x))
+
+
+def test_an_update_is_noticed_by_what_autograd_kept_of_the_buffers() -> None:
+    module = ours.BatchNorm1d(3)
+    before = module.running_mean
+    kept = torch.ones(3, requires_grad=True) * module.running_mean
+    module(torch.randn(4, 3))
+    assert module.running_mean is before
+    assert before.abs().min() > 0
+    assert module.num_batches_tracked == 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.sum().backward()
+
+
+def test_buffers_that_want_a_gradient_are_refused_as_torch_does() -> None:
+    module = ours.BatchNorm1d(3)
+    module.running_mean.requires_grad_()
+    with pytest.raises(RuntimeError, match="in-place operation"):
+        module(torch.randn(4, 3))
+
+
+def test_a_module_trains_in_inference_mode_where_it_was_made_so() -> None:
+    with torch.inference_mode():
+        module = ours.BatchNorm1d(3)
+        module(torch.randn(4, 3))
+        assert module.num_batches_tracked == 1
+        assert module.running_mean.abs().min() > 0
+    with torch.no_grad(), pytest.raises(RuntimeError, match="inference tensor"):
+        module(torch.randn(4, 3))  # torch's own is refused so too

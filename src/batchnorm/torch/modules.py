@@ -13,6 +13,7 @@ import torch
 from batchnorm._batch_norm import normalize
 from batchnorm._options import Options
 from batchnorm.backends import backend_of
+from batchnorm.backends.torch.whole import InPlace
 from batchnorm.torch.buffers import SKIPPED, Remembering
 from batchnorm.torch.options import MODES, WATCHED, named, options_of
 
@@ -176,11 +177,14 @@ class Modes(Remembering):
         if options.renorm_remembers:  # it follows from the variance
             stddev = torch.sqrt(state["moving_variance"] + options.epsilon)
             state = {**state, "moving_stddev": stddev}
+        remembers = update and not recomputing
+        if remembers and state is buffers:
+            state = InPlace(state)
         given = ("gamma", self.weight), ("beta", self.bias)
         parameters = {name: one for name, one in given if one is not None}
         others = (training, mask, batch_weights)
         y, new = normalize(options, x, parameters, state, *others, residual=residual, ops=ops)
-        if update and not recomputing:
+        if remembers and new is not state:
             for name, buffer in buffers.items():
                 if new[name] is not buffer and not (name == SKIPPED and _captured(buffer)):
                     buffer.copy_(new[name])

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from batchnorm._native.library import check
 from batchnorm.backends.fused import ACTIVATIONS
@@ -25,6 +26,10 @@ State = dict[str, torch.Tensor]
 Lies = tuple[torch.memory_format, Any]
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _OF_STATE = {"moving_mean", "moving_variance", "skipped_updates", "num_updates"}
+
+
+class InPlace(State):
+    """A state whose tensors may become the new state's: a module's buffers."""
 
 
 class Ready:
@@ -92,13 +97,9 @@ def whole(
         or not state.keys() <= _OF_STATE  # others have a shape that must be right
     ):
         return None
-    learns = torch.is_grad_enabled() and (
-        x.requires_grad
-        or (gamma is not None and gamma.requires_grad)
-        or (beta is not None and beta.requires_grad)
-    )
+    learns = torch.is_grad_enabled() and _learns(x, gamma, beta)
     if not plan.batch:
-        infer = _Infer.apply if learns else _infer
+        infer = _infer_learning if learns else _infer
         return infer(ready, lies, x, gamma, beta, mean, variance), dict(state)
     skipped, number = state.get("skipped_updates"), state.get("num_updates")
     if not all(one is None or type(one) in PLAIN for one in (skipped, number)):
@@ -106,15 +107,18 @@ def whole(
     if skipped is not None and not _counts(skipped, ready.length):
         return None
     counted = number if number is not None and _counts(number, 1) else None
-    if learns:
-        y, moments = _Forward.apply(ready, lies, x, gamma, beta)
-    else:
-        y, moments = _forward(ready, lies, x, gamma, beta)
+    forward = _forward_learning if learns else _forward
+    y, moments = forward(ready, lies, x, gamma, beta)
     if not plan.update:
         return y, dict(state)
     assert mean is not None
     assert variance is not None
-    new = {name: torch.empty_like(one) for name, one in state.items()}
+    # what torch would refuse to overwrite goes its way, and is refused there
+    writable = not (mean.is_inference() or _learns(mean, variance))
+    own = state if type(state) is InPlace and writable else None
+    new = {name: torch.empty_like(one) for name, one in state.items()} if own is None else own
+    if own is not None:  # what autograd kept of them must notice
+        increment_version([one for one in own.values() if one is not number])
     code = kernels.bn_remember(
         ready.code,
         *ready.rows,
@@ -131,8 +135,15 @@ def whole(
     )
     check(kernels, code)
     if number is not None and counted is None:  # torch's modules count in int64
-        new["num_updates"] = number + 1
+        new["num_updates"] = number + 1 if own is None else number.add_(1)
     return y, new
+
+
+def _learns(*tensors: torch.Tensor | None) -> bool:
+    for one in tensors:  # noqa: SIM110 - a generator in `any` would cost twice as much
+        if one is not None and one.requires_grad:
+            return True
+    return False
 
 
 def _counts(counter: torch.Tensor, length: int) -> bool:
@@ -257,6 +268,11 @@ class _Infer(torch.autograd.Function):
             at = (mean.data_ptr(), None, variance.data_ptr(), None)
             found = _backward(ready, ctx.lies, x, dy, gamma, beta, at, True)
         return None, None, *found, None, None
+
+
+# Past `Function.apply`, which looks for transformations: `whole` did, and its way costs 3 us.
+_forward_learning = super(torch.autograd.Function, _Forward).apply
+_infer_learning = super(torch.autograd.Function, _Infer).apply
 
 
 def _must_see(ctx: Any, x: torch.Tensor, dy: torch.Tensor) -> bool:
