@@ -135,6 +135,12 @@ def vectors(
     )
 
 
+def case_of(sizes: Sizes, weights: Tensor | None, epsilon: Any, activation: int) -> Case:
+    """What a kernel is told of a call, as array operations take it."""
+    name = "relu" if activation == ACTIVATIONS["relu"] else None
+    return Case(View.of(sizes), weights, epsilon, name)
+
+
 def exact_backward(
     ops: Any,
     x: Tensor,
@@ -154,8 +160,7 @@ def exact_backward(
         for one, n in zip(given[:4], (c, c, c, 1), strict=True)
     )
     used = Moments(mean, remainder, variance, count)
-    name = "relu" if activation == ACTIVATIONS["relu"] else None
-    case = Case(View.of(sizes), weights, epsilon, name)
+    case = case_of(sizes, weights, epsilon, activation)
     live = None if given.live is None else ~ops.equal(ops.reshape(given.live, (g, c)), 0)
     laid_out = ops.reshape(x, sizes)
     if not frozen:

@@ -9,21 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from batchnorm._axes import View
 from batchnorm._moments import Moments
 from batchnorm.backends import composite, derivative
-from batchnorm.backends.composite import Case
-from batchnorm.backends.fused import ACTIVATIONS
+from batchnorm.backends.fused import ACTIVATIONS, case_of
 from batchnorm.backends.jax import operations
 
 
-def _case(x: Array, weights: Array | None, epsilon: float = 1.0, activation: int = 0) -> Case:
-    name = "relu" if activation == ACTIVATIONS["relu"] else None
-    return Case(View.of(x.shape), weights, epsilon, name)
-
-
 def moments(x: Array, weights: Array | None) -> list[Array]:
-    found, _ = composite.measured(operations, x, _case(x, weights))
+    found, _ = composite.measured(operations, x, case_of(x.shape, weights, 1.0, ACTIVATIONS[None]))
     return list(found)
 
 
@@ -37,13 +30,12 @@ def standardize(
 ) -> Array:
     mean, remainder, variance, count, scale, offset, _ = given
     used = Moments(mean, remainder, variance, count)
-    wide = x.astype(variance.dtype)
-    case = _case(x, weights, epsilon)
-    y = composite.standardize(operations, wide, case, used, scale, offset)
+    case = case_of(x.shape, weights, epsilon, activation)
+    wide, linear = x.astype(variance.dtype), case._replace(activation=None)
+    y = composite.standardize(operations, wide, linear, used, scale, offset)
     if residual is not None:
         y = y + residual.astype(y.dtype)
-    name = "relu" if activation == ACTIVATIONS["relu"] else None
-    return composite.activated(operations, y, name).astype(x.dtype)
+    return composite.activated(operations, y, case.activation).astype(x.dtype)
 
 
 def forward(
@@ -85,7 +77,7 @@ def backward(
     scale = jnp.ones_like(mean) if scale is None else scale
     offset = jnp.zeros_like(mean) if offset is None else offset
     slopes = derivative.backward(
-        operations, x, dy, _case(x, weights, epsilon, activation),
+        operations, x, dy, case_of(x.shape, weights, epsilon, activation),
         Moments(mean, remainder, variance, count), scale, offset,
         None if live is None else live != 0, frozen, None if sums is None else _Sums(sums),
     )  # fmt: skip

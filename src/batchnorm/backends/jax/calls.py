@@ -19,7 +19,6 @@ import numpy as np
 from batchnorm.backends.loading import missing
 
 ARRAYS = (jax.Array, np.ndarray)
-PLATFORMS = ("cuda", "cpu")
 
 
 @functools.cache
@@ -51,7 +50,7 @@ def _by_platform(name: str, tree: Any, constants: tuple[Any, ...]) -> Callable[.
 
         return run
 
-    each = {platform: of(platform) for platform in PLATFORMS}
+    each = {platform: of(platform) for platform in ("cuda", "cpu")}
     # jax-triton has no rule of its own for vmap; compiled, so that it runs where the arrays are
     return jax.jit(
         jax.custom_batching.sequential_vmap(

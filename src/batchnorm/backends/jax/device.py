@@ -26,14 +26,19 @@ def why_not(dtype: str) -> str | None:
     """
     if dtype not in TYPES:
         return None  # the plan says which it may be
+    if dtype not in _answers:
+        _answers[dtype] = _answer(dtype)
+    return _answers[dtype]
+
+
+def _answer(dtype: str) -> str | None:
     device, *others = _devices()
     if device.platform != "gpu" or "rocm" in device.client.platform_version:
         return f"The native kernels run on the CPU and on NVIDIA GPUs; JAX runs on {device}."
-    if dtype not in _answers:
-        reasons = ((one, _reason(one, dtype)) for one in (device, *others))
-        found = next(((one, reason) for one, reason in reasons if reason), (device, None))
-        _answers[dtype] = said(str(found[0]), found[1])
-    return _answers[dtype]
+    for one in (device, *others):
+        if reason := _reason(one, dtype):
+            return said(str(one), reason)
+    return None
 
 
 def _devices() -> list[Any]:

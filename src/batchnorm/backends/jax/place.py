@@ -12,9 +12,11 @@ from batchnorm.backends.loading import load_operators
 
 def unavailable() -> str | None:
     """Why there are no kernels where JAX's default device is, whatever is called."""
-    if jax.default_backend() != "cpu":
-        return device.why_not("float32")
-    return load_operators("jax")
+    return _here("float32")
+
+
+def _here(dtype: str) -> str | None:
+    return load_operators("jax") if jax.default_backend() == "cpu" else device.why_not(dtype)
 
 
 def why_not(x: jax.Array) -> str | None:
@@ -25,9 +27,7 @@ def why_not(x: jax.Array) -> str | None:
         return "The kernels know no explicit axes of a mesh; jax.sharding.auto_axes hides them."
     if traced(x) and any(callers("_export.py")):
         return "An export (jax.export) cannot hold native kernels."
-    if jax.default_backend() != "cpu":
-        return device.why_not(str(x.dtype))
-    return load_operators("jax")
+    return _here(str(x.dtype))
 
 
 def traced(x: jax.Array) -> bool:

@@ -118,7 +118,7 @@ def whole(
     own = state if type(state) is InPlace and writable else None
     new = {name: torch.empty_like(one) for name, one in state.items()} if own is None else own
     if own is not None:  # what autograd kept of them must notice
-        increment_version([one for one in own.values() if one is not number])
+        increment_version(list(own.values()))
     code = kernels.bn_remember(
         ready.code,
         *ready.rows,
