@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import batchnorm
+import launcher
 import replicated
 
 both_paths = pytest.mark.parametrize("fused", [False, None], ids=["composite", "fused"])
@@ -23,7 +24,7 @@ each_mode = pytest.mark.parametrize("name", replicated.NAMES)
 def devices(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     """How many devices, and what they found."""
     folder = tmp_path_factory.mktemp(f"jax{request.param}")
-    (found,) = replicated.launch("jax_replicas", request.param, folder, processes=1)
+    (found,) = launcher.launch("jax_replicas", request.param, folder, processes=1)
     return request.param, found
 
 
@@ -105,7 +106,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     with socket.socket() as one:
         one.bind(("localhost", 0))
         port = one.getsockname()[1]
-    return replicated.launch("jax_processes", 2, tmp_path_factory.mktemp("jax"), port)
+    return launcher.launch("jax_processes", 2, tmp_path_factory.mktemp("jax"), port)
 
 
 @both_paths

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import batchnorm
+import launcher
 import recordings
 import replicated
 
@@ -21,7 +22,7 @@ two_replicas = pytest.mark.parametrize("mirrored", [2], indirect=True, scope="mo
 def mirrored(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     """How many replicas, and what they found."""
     folder = tmp_path_factory.mktemp(f"tensorflow{request.param}")
-    (found,) = replicated.launch("tensorflow_replicas", request.param, folder, processes=1)
+    (found,) = launcher.launch("tensorflow_replicas", request.param, folder, processes=1)
     return request.param, found
 
 

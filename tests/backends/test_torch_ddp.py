@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+import launcher
 import replicated
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found."""
-    return replicated.launch("torch_ddp", 2, tmp_path_factory.mktemp("ddp"), "train")
+    return launcher.launch("torch_ddp", 2, tmp_path_factory.mktemp("ddp"), "train")
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def test_unused_parameters_have_no_gradient_and_nothing_waits_for_them(ranks) ->
 
 def test_a_rank_that_dies_ends_the_others_with_an_error_within_the_timeout(tmp_path) -> None:
     started = time.monotonic()
-    processes = replicated.start("torch_ddp", 2, tmp_path, "die")
-    outputs = replicated.finish(processes, timeout=60)
+    processes = launcher.start("torch_ddp", 2, tmp_path, "die")
+    outputs = launcher.finish(processes, timeout=60)
     assert processes[1].returncode == 7
     assert processes[0].returncode not in (0, None)
     assert "RuntimeError" in outputs[0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import batchnorm
+import launcher
 import replicated
 
 both_paths = pytest.mark.parametrize("fused", [False, None], ids=["composite", "fused"])
@@ -20,7 +21,7 @@ each_mode = pytest.mark.parametrize("name", replicated.NAMES)
 def processes(request: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What every rank found, of two processes and of four."""
     folder = tmp_path_factory.mktemp(f"torch{request.param}")
-    return replicated.launch("torch_processes", request.param, folder)
+    return launcher.launch("torch_processes", request.param, folder)
 
 
 @both_paths

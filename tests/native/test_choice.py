@@ -196,12 +196,17 @@ for line in lines: print("log", line)
 """
 
 
-def test_without_kernels_everything_works(python: Callable[..., str], tmp_path: Path) -> None:
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """This package without its libraries."""
     pytest.importorskip("torch")
-    source = Path(batchnorm.__file__).parent
-    package = tmp_path / "batchnorm"
     built = shutil.ignore_patterns("*.so", "*.dylib", "*.dll", "__pycache__")
-    shutil.copytree(source, package, ignore=built)
+    copy = tmp_path / "batchnorm"
+    shutil.copytree(Path(batchnorm.__file__).parent, copy, ignore=built)
+    return copy
+
+
+def test_without_kernels_everything_works(python: Callable[..., str], package: Path) -> None:
     refused = "fused batch_norm: fused must be None or False here; got True."
     assert python(WITHOUT, package=package).splitlines() == [
         str(package / "__init__.py"),
@@ -219,3 +224,37 @@ def test_without_kernels_everything_works(python: Callable[..., str], tmp_path: 
         ]
         * 3
     )
+
+
+ELSEWHERE = """
+import logging, torch, batchnorm
+class Keep(logging.Handler):
+    def emit(self, record): print(record.getMessage())
+logging.getLogger("batchnorm").addHandler(Keep())
+
+def call(device):
+    x = torch.arange(12.0, device=device).reshape(6, 2)
+    return batchnorm.batch_norm(x, *batchnorm.init(x), training=True)[0]
+
+print(call("meta").shape)
+try:
+    compiled = torch.compile(lambda: call("cpu"), fullgraph=True, backend="eager")
+    print(compiled().shape)
+    print(call("cpu").shape)
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def test_only_a_tensor_on_the_cpu_misses_the_library_for_it(
+    python: Callable[..., str], package: Path
+) -> None:
+    """Whose tensors are all on a GPU is not told of it, nor stopped by `require`."""
+    there, here = "torch.Size([6, 2])", f"which is slower. {MISSING}"
+    assert python(ELSEWHERE, package=package).splitlines() == [
+        there, f"batchnorm runs on torch without its native kernels, {here}", there, there
+    ]  # fmt: skip
+    refused = "BATCHNORM_KERNELS is require, and torch has no native kernels."
+    first, *rest = python(ELSEWHERE, package=package, BATCHNORM_KERNELS="require").splitlines()
+    assert first == there
+    assert rest == [f"RuntimeError: batchnorm: {refused} {MISSING}"]

@@ -13,6 +13,7 @@ import torch
 
 import batchnorm
 import batchnorm.torch as ours
+import launcher
 import replicated
 
 
@@ -20,7 +21,7 @@ import replicated
 def ranks(request: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What every rank found, of two processes and of four."""
     folder = tmp_path_factory.mktemp(f"modules{request.param}")
-    return replicated.launch("torch_modules", request.param, folder)
+    return launcher.launch("torch_modules", request.param, folder)
 
 
 @pytest.fixture(scope="module")

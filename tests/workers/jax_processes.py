@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 import engines
+import launcher
 import replicated
 
 RANK, REPLICAS, FOLDER = devices.RANK, devices.REPLICAS, devices.FOLDER
@@ -44,7 +45,7 @@ def main() -> None:
     jax.distributed.initialize(f"localhost:{sys.argv[4]}", REPLICAS, RANK)
     cases = {name: replicated.case(name, REPLICAS) for name in NAMES}
     found = {(name, f): part(one, f) for name, one in cases.items() for f in (False, None)}
-    replicated.keep(FOLDER, RANK, found)
+    launcher.keep(FOLDER, RANK, found)
 
 
 if __name__ == "__main__":

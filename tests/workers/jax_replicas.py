@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 import batchnorm  # noqa: E402
 import engines  # noqa: E402
+import launcher  # noqa: E402
 import replicated  # noqa: E402
 
 WHOLE, PARTS = PartitionSpec(), PartitionSpec("batch")
@@ -172,7 +173,7 @@ def jit_of_a_sharded_batch() -> dict[Any, Any]:
 
 def main() -> None:
     found = {"modes": modes(), "maps": other_maps(), "jit": jit_of_a_sharded_batch()}
-    replicated.keep(FOLDER, RANK, found)
+    launcher.keep(FOLDER, RANK, found)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ os.environ["TF_CONFIG"] = json.dumps(
 import tensorflow as tf  # noqa: E402
 
 import engines  # noqa: E402
+import launcher  # noqa: E402
 import replicated  # noqa: E402
 
 ENGINE = engines.ENGINES["tensorflow"]
@@ -61,7 +62,8 @@ def main() -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     found = {"modes": modes(strategy)}
     found["error"] = disagreement(strategy)  # last: it ends the strategy
-    replicated.keep(FOLDER, RANK, found)
+    launcher.keep(FOLDER, RANK, found)
+    launcher.wait(FOLDER, REPLICAS)  # its error may reach the other through this process
     os._exit(0)  # TensorFlow (2.21) waits for the other worker for minutes after an error
 
 

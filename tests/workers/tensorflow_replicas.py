@@ -19,6 +19,7 @@ import tensorflow as tf
 
 import batchnorm
 import engines
+import launcher
 import recordings
 import replicated
 from batchnorm import keras as ours
@@ -197,7 +198,7 @@ def main() -> None:
         found["golden"] = golden(strategy)
         found["fit"] = fitted(strategy), fitted(tf.distribute.get_strategy())
     counting()
-    replicated.keep(FOLDER, RANK, {"modes": modes(strategy), **found})
+    launcher.keep(FOLDER, RANK, {"modes": modes(strategy), **found})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm
-import replicated
+import launcher
 
 ROWS = 8  # of all replicas together
 
@@ -108,7 +108,7 @@ def die(rank: int, replicas: int, folder: Path) -> None:
     if rank == replicas - 1:
         os._exit(7)
     loss_of(y, rank, replicas).backward()
-    replicated.keep(folder, rank, "went on")
+    launcher.keep(folder, rank, "went on")
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
     if sys.argv[4] == "die":
         die(rank, replicas, folder)
     else:
-        replicated.keep(folder, rank, steps(rank, replicas))
+        launcher.keep(folder, rank, steps(rank, replicas))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm
 import batchnorm.torch
-import replicated
+import launcher
 
 ROWS = {1: (9,), 2: (6, 3), 4: (5, 2, 1, 1)}  # of each rank; one value per channel is enough
 MODES: dict[str, dict[str, Any]] = {
@@ -118,7 +118,7 @@ def main() -> None:
     facts |= modes(rank, replicas)
     if replicas == 2:
         facts["sharded"] = sharded(rank, replicas)
-    replicated.keep(folder, rank, facts)
+    launcher.keep(folder, rank, facts)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 import batchnorm
 import engines
+import launcher
 import replicated
 from batchnorm.backends.torch import replicas as torch_replicas
 
@@ -175,7 +176,7 @@ def main() -> None:
     }
     if REPLICAS == 4:
         result["subgroups"] = subgroups()
-    replicated.keep(FOLDER, RANK, result)
+    launcher.keep(FOLDER, RANK, result)
     dist.barrier()
     dist.destroy_process_group()
 

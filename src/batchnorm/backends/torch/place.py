@@ -8,21 +8,27 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from batchnorm.backends.loading import load_operators
+from batchnorm.backends.loading import load_operators, missing
 from batchnorm.backends.torch import device
 from batchnorm.backends.torch.watchers import PLAIN, observed
 
-UNAVAILABLE = load_operators("torch")
+# Why there are none for the CPU. Nobody is told before a tensor there asks: on a GPU they are not
+# needed.
+UNAVAILABLE = missing("torch")
 
 
 def unavailable() -> str | None:
     """Why there are no kernels for the CPU, whatever is called."""
-    return UNAVAILABLE
+    return load_operators("torch")
+
+
+# A compiler says it while it traces.
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_not(x: torch.Tensor) -> str | None:
     """Why x cannot take the fused path, in a sentence; None where it can."""
-    reason = UNAVAILABLE if x.is_cpu else device.why_not(x)
+    reason = unavailable() if x.is_cpu else device.why_not(x)
     if reason is not None:
         return reason
     if forward_ad._current_level >= 0:  # torch.func.jvp, or a level of forward_ad
