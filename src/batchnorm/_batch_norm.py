@@ -174,7 +174,7 @@ def batch_norm(
         activation,
     )
     if mask is batch_weights is residual is virtual_batch_size is None and type(training) is bool:
-        # what `normalize` would do: on small tensors each of its questions can be measured
+        # what `normalize` would do: on small tensors each question can be measured
         return run(ops, plan(ops, options, x, training, False, traced), x, parameters, state)
     given = (x, parameters, state, training, mask, batch_weights)
     return normalize(options, *given, residual=residual, ops=ops)
@@ -260,6 +260,10 @@ def normalize(
         ops: the backend of x, for callers who know it.
     """
     ops = ops or backend_of(x)
+    ghost = options.virtual_batch_size
+    if mask is batch_weights is residual is ghost is None and type(training) is bool:
+        chosen = plan(ops, options, x, training, False)  # as below, without its questions
+        return run(ops, chosen, x, parameters, state, None, None, update_from)
     training = resolve_training(ops, training, options.owner)
     weighted = mask is not None or batch_weights is not None
     if residual is not None:

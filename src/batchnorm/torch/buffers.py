@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from batchnorm._statistics import state_names
 NAMES = {"moving_mean": "running_mean", "moving_variance": "running_var"}
 SKIPPED = "skipped_updates"
 NEEDED = {*NAMES.values(), "num_batches_tracked"}
+LEARNED = {"weight", "bias"}
 
 
 def further(options: Options) -> list[str]:
@@ -70,6 +72,18 @@ class Remembering(torch.nn.modules.batchnorm._BatchNorm):
             return steps
         whole = {"biased_mean": mean, "biased_variance": variance, "biased_stddev": stddev}[name]
         return whole * (1 - self._options.momentum**steps)
+
+    def parameters_of(self) -> dict[str, torch.Tensor]:
+        """weight and bias in the core's names, where they are."""
+        held: Mapping[str, torch.Tensor | None] = self._parameters  # as below
+        if not held.keys() >= LEARNED:  # a parametrization computes them
+            held = {name: getattr(self, name) for name in LEARNED}
+        parameters = {}
+        if (weight := held["weight"]) is not None:
+            parameters["gamma"] = weight
+        if (bias := held["bias"]) is not None:
+            parameters["beta"] = bias
+        return parameters
 
     def state_of(self) -> dict[str, torch.Tensor]:
         """The buffers in the core's names."""

@@ -144,7 +144,8 @@ class Modes(Remembering):
         if isinstance(input, torch.fx.Proxy):
             return self._as_leaf(input, mask, batch_weights, residual)
         self._check_input_dim(input)
-        tracked = self.running_mean is not None
+        buffers = self.state_of()
+        tracked = bool(buffers)
         training = self.training or not tracked
         options = self._options
         update = tracked and (
@@ -154,7 +155,7 @@ class Modes(Remembering):
         if training and options.statistics != "moving":
             self._check_values(input)
         given = (mask, batch_weights, residual)
-        y = self._normalized(self._plans[update], input, training, update, *given)
+        y = self._normalized(self._plans[update], input, buffers, training, update, *given)
         for name in self._after:
             y = getattr(self, name)(y)
         return y
@@ -163,6 +164,7 @@ class Modes(Remembering):
         self,
         options: Options,
         x: torch.Tensor,
+        buffers: dict[str, torch.Tensor],
         training: bool,
         update: bool,
         mask: torch.Tensor | None,
@@ -171,7 +173,7 @@ class Modes(Remembering):
     ) -> torch.Tensor:
         ops = backend_of(x)
         recomputing = ops.recomputing()
-        buffers = state = self.state_of()
+        state = buffers
         if update and (options.renorm or options.statistics == "moving"):
             state = self._as_it_was(state, recomputing)
         if options.renorm_remembers:  # it follows from the variance
@@ -180,10 +182,8 @@ class Modes(Remembering):
         remembers = update and not recomputing
         if remembers and state is buffers:
             state = InPlace(state)
-        given = ("gamma", self.weight), ("beta", self.bias)
-        parameters = {name: one for name, one in given if one is not None}
-        others = (training, mask, batch_weights)
-        y, new = normalize(options, x, parameters, state, *others, residual=residual, ops=ops)
+        given = (self.parameters_of(), state, training, mask, batch_weights)
+        y, new = normalize(options, x, *given, residual=residual, ops=ops)
         if remembers and new is not state:
             for name, buffer in buffers.items():
                 if new[name] is not buffer and not (name == SKIPPED and _captured(buffer)):
