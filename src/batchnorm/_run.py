@@ -93,7 +93,7 @@ def infer(
 
 def measure(ops: Any, plan: Plan, x: Tensor, given: Operands) -> Moments:
     """The moments of the batch, over all replicas, where something else normalizes."""
-    own = plan.steps.moments(x, Case(given.view, given.weights, plan.options.epsilon, None))
+    own, _ = plan.steps.moments(x, Case(given.view, given.weights, plan.options.epsilon, None))
     if plan.replicas is None:
         return own
     return merge_replicas(ops, own, _aligned(ops, plan, given.view, own))
@@ -113,7 +113,8 @@ def train(
         if plan.replicas is not None:  # one: the same numbers, now known to be on all replicas
             measured = merge_replicas(ops, measured, plan.replicas)
     else:
-        own = measured = used = steps.moments(x, case)
+        own, centered = steps.moments(x, case)
+        measured = used = own
         replicas = None
         if plan.replicas is not None:
             aligned = _aligned(ops, plan, view, own)
@@ -123,11 +124,13 @@ def train(
                 used = first_groups(measured, view.groups)
         live = None
         if plan.weighted:
-            live = ~ops.equal(used.count, 0)
-            used = _where_live(ops, live, used, old)
+            empty = ops.equal(used.count, 0)
+            live = ~empty
+            used = _moving_where(ops, empty, used, old)
         by = correct(ops, plan, view, x, old, parameters, used, live)
         case = case._replace(activation=by.activation)
-        y = steps.standardize(x, case, used, by.scale, by.offset, live, replicas)
+        known = centered if used is own else None
+        y = steps.standardize(x, case, used, by.scale, by.offset, live, replicas, known)
     if by.after is not None:
         y = _leaving_out(ops, given, x, by.after(y))
     return y, measured
@@ -138,18 +141,18 @@ def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
     return plan.replicas if view.groups is None else ops.aligned(plan.replicas, own.mean)
 
 
-def _where_live(ops: Any, live: Tensor, measured: Moments, old: Rows) -> Moments:
-    """What normalizes: the batch's moments, and the moving statistics in groups without values."""
-    assert measured.remainder is not None
+def _moving_where(ops: Any, empty: Tensor, measured: Moments, old: Rows) -> Moments:
+    """What normalizes: the batch's moments, and the moving statistics in groups without values.
+
+    These have no remainder: it is 0 there.
+    """
     mean, variance = (
         old[name] if name in old else initial(measured.mean)
         for name, initial in (("moving_mean", ops.zeros_like), ("moving_variance", ops.ones_like))
     )
-    return Moments(
-        ops.where(live, measured.mean, mean),
-        ops.fill(measured.remainder, ~live, 0),
-        ops.where(live, measured.variance, variance),
-        measured.count,
+    return measured._replace(
+        mean=ops.where(empty, mean, measured.mean),
+        variance=ops.where(empty, variance, measured.variance),
     )
 
 
@@ -158,6 +161,5 @@ def _leaving_out(ops: Any, given: Operands, x: Tensor, y: Tensor) -> Tensor:
     if given.weights is None:
         return y
     values = given.view.apart(ops, x)
-    excluded = ops.equal(given.weights, 0) & ~ops.isfinite(values)
-    excluded = ops.reshape(excluded, ops.shape(x))
-    return ops.where(excluded, ops.stop_gradient(y), y)
+    excluded = ops.reshape(ops.left_out(values, given.weights), ops.shape(x))
+    return ops.stop_where(excluded, y)

@@ -101,7 +101,8 @@ def remember(
     else:
         biased, moments = moments, _to_keep(ops, options, moments)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
-    finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
+    # a variance that is finite says that the mean is: it took the distance of every value
+    finite = ops.isfinite(moments.variance)
     usable: Any = finite & (moments.variance >= 0)
     seen: Any = True
     if not filled:
@@ -130,8 +131,10 @@ def remember(
         new["num_updates"] = state["num_updates"] + number
     if "skipped_updates" in state and usable is not True:
         old = state["skipped_updates"]
-        skipped = ops.cast(~usable, ops.dtype(old))
-        new["skipped_updates"] = old + (ops.sum(skipped, 0) if turned else skipped)
+        if turned:
+            new["skipped_updates"] = old + ops.sum(ops.cast(~usable, ops.dtype(old)), 0)
+        else:
+            new["skipped_updates"] = ops.where(usable, old, old + 1)
     return new
 
 

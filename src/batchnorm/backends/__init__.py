@@ -29,10 +29,10 @@ PROTOCOL = (
     "aligned", "all_gather", "find_replicas",
     # array operations; `sum`, and `long_sum` and `mean` of many numbers, keep the dimensions
     "add_product", "all", "asarray", "broadcast_to", "cast", "concatenate", "dtype", "equal",
-    "expm1", "fill", "full", "indices", "is_tensor", "isfinite", "log", "long_sum", "maximum",
-    "mean", "minimum", "near", "ones_like", "pin", "product", "products", "relu", "reshape",
-    "rsqrt", "runtime_shape", "shape", "sqrt", "stop_gradient", "subtract", "sum", "transpose",
-    "where", "zeros_like",
+    "expm1", "fill", "full", "indices", "is_tensor", "isfinite", "left_out", "log", "long_sum",
+    "maximum", "mean", "minimum", "near", "ones_like", "pin", "product", "products", "relu",
+    "reshape", "rsqrt", "runtime_shape", "shape", "sqrt", "stop_gradient", "stop_where", "subtract",
+    "sum", "transpose", "where", "zeros_like",
     # what programs decide: a scalar's value, an error, a branch
     "check", "concrete", "cond",
     # a vector as `[R, C]`, or `(C,)` where that broadcasts like it; a row as the kernels take it

@@ -53,27 +53,29 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
     dtype = statistics_dtype(ops.dtype(x))
     given = view.apart(ops, x)
     x = ops.cast(given, dtype)
-    share: Any = None
+    share = own = room = None  # of x's size: what may be overwritten
     if weights is None:
         count = ops.full((g, 1), view.values_per_group, dtype, x)
         shift = ops.cast(ops.near(given, over), dtype)  # a view of x would hold it in 32 bits
     else:
         # NaN where nothing counts must not count
-        x = ops.fill(x, ops.equal(weights, 0), 0)
+        x = own = ops.fill(x, ops.equal(weights, 0), 0)
         total = ops.long_sum(weights, over)
         count = ops.broadcast_to(ops.reshape(total, (-1, 1)), (g, 1))
         share = weights / ops.fill(total, ops.equal(total, 0), 1)
-        shift = ops.pin(ops.long_sum(share * x, over))
+        room = ops.product(x, share, dtype)
+        shift = ops.pin(ops.long_sum(room, over))
 
-    def mean_of(values: Tensor) -> Tensor:
+    def mean_of(values: Tensor, room: Tensor | None) -> Tensor:
         if weights is None:
             return ops.mean(values, over)
-        return ops.long_sum(share * values, over)
+        return ops.long_sum(ops.product(values, share, dtype, into=room), over)
 
-    shifted = x - shift
-    remainder = mean_of(shifted)
+    shifted = ops.subtract(x, shift, into=own)
+    remainder = mean_of(shifted, room)
     centered = ops.subtract(shifted, remainder, into=shifted)
-    variance = mean_of(centered * centered)
+    squares = ops.product(centered, centered, dtype, into=room)
+    variance = mean_of(squares, squares)
     mean, remainder, variance = (ops.reshape(v, (g, c)) for v in (shift, remainder, variance))
     found = Moments(mean, remainder, variance, count)
     return found, centered if weights is None else None
@@ -107,7 +109,7 @@ def standardize(
     else:
         y = ops.add_product(view.along(ops, offset), centered, slope, dtype=dtype, into=centered)
     if excluded is not None:
-        y = ops.where(excluded, ops.stop_gradient(y), y)
+        y = ops.stop_where(excluded, y)
     y = activated(ops, y, case.activation)
     return y if view.groups is None else ops.reshape(y, view.shape)
 
@@ -115,17 +117,17 @@ def standardize(
 def centered_on(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor, Tensor | None]:
     """x - mean in the statistics' type and the shape `split`, and where a value is left out.
 
-    That is where its weight is 0 and it is not finite: there 0 stands for it.
+    There, where its weight is 0 and it is not finite, 0 stands for it: see `ops.left_out`.
     """
     view, weights = case.view, case.weights
     x = ops.cast(view.apart(ops, x), statistics_dtype(ops.dtype(x)))
+    excluded = None if weights is None else ops.left_out(x, weights)
     centered = x - view.along(ops, used.mean)
     if used.remainder is not None:
         centered = ops.subtract(centered, view.along(ops, used.remainder), into=centered)
-    if weights is None:
-        return centered, None
-    excluded = ops.equal(weights, 0) & ~ops.isfinite(x)
-    return ops.fill(centered, excluded, 0), excluded
+    if excluded is not None:
+        centered = ops.fill(centered, excluded, 0, into=centered)
+    return centered, excluded
 
 
 def factors_of(ops: Any, variance: Tensor, scale: Tensor | None, epsilon: Any) -> Factors:

@@ -68,11 +68,9 @@ def backward(
     centered, excluded = centered_on(ops, x, case, used)
     inverse, slope = factors or factors_of(ops, used.variance, scale, case.epsilon)
     dy = ops.cast(view.apart(ops, dy), ops.dtype(centered))
-    stopped = _stopped(ops, case, centered, slope, offset)
-    if excluded is not None:
-        stopped = excluded if stopped is None else stopped | excluded
-    if stopped is not None:
-        dy = ops.fill(dy, stopped, 0)
+    for stopped in (_stopped(ops, case, centered, slope, offset), excluded):
+        if stopped is not None:
+            dy = ops.fill(dy, stopped, 0, into=stopped)
     products = dy * centered
     sum_dy, sum_dy_centered = (
         ops.reshape(ops.long_sum(one, view.reduced), (g, c)) for one in (dy, products)
@@ -103,8 +101,8 @@ def backward(
 
 def _share(ops: Any, count: Tensor, live: Tensor | None) -> Tensor:
     """1 / count, and 0 for the groups without values, or with others' moments."""
-    share = 1.0 / ops.fill(count, ops.equal(count, 0), 1)
-    return share if live is None else ops.where(live, share, ops.zeros_like(share))
+    absent = ops.equal(count, 0) if live is None else ~live
+    return ops.fill(1.0 / ops.fill(count, absent, 1), absent, 0)
 
 
 def attached(

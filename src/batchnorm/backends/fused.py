@@ -59,8 +59,8 @@ class Steps:
             return {}
         return {"residual": case.view.apply(self.ops, case.residual)}
 
-    def moments(self, x: Tensor, case: Case) -> Moments:
-        return Moments(*self.calls.moments(*self._laid_out(x, case)))
+    def moments(self, x: Tensor, case: Case) -> tuple[Moments, None]:
+        return Moments(*self.calls.moments(*self._laid_out(x, case))), None
 
     def forward(
         self, x: Tensor, case: Case, scale: Tensor | None, offset: Tensor | None
@@ -83,6 +83,7 @@ class Steps:
         offset: Tensor | None,
         live: Tensor | None = None,
         replicas: Any = None,
+        centered: None = None,
         frozen: bool = False,
     ) -> Tensor:
         laid_out = self._laid_out(x, case)

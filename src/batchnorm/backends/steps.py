@@ -35,9 +35,12 @@ class Steps:
         self._derived = derived or functools.partial(differentiable, ops)
         self._remember = remember
 
-    def moments(self, x: Tensor, case: Case) -> Moments:
-        """Mean, biased variance and count of each channel of each group; see `measured`."""
-        return measured(self.ops, self.ops.stop_gradient(x), case)[0]
+    def moments(self, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
+        """Mean, biased variance and count of each channel of each group; see `measured`.
+
+        And what `standardize` may be told once, where it takes these moments; None for nothing.
+        """
+        return measured(self.ops, self.ops.stop_gradient(x), case)
 
     def standardize(
         self,
@@ -48,16 +51,17 @@ class Steps:
         offset: Tensor | None,
         live: Tensor | None = None,
         replicas: Any = None,
+        centered: Tensor | None = None,
     ) -> Tensor:
         """y in x's shape and type; see `standardize`."""
-        return self._derived(x, case, used, scale, offset, live, replicas)
+        return self._derived(x, case, used, scale, offset, live, replicas, centered)
 
     def forward(
         self, x: Tensor, case: Case, scale: Tensor | None, offset: Tensor | None
     ) -> tuple[Tensor, Moments]:
         """`moments`, then `standardize` with them."""
-        found, centered = measured(self.ops, self.ops.stop_gradient(x), case)
-        return self._derived(x, case, found, scale, offset, None, None, centered), found
+        found, centered = self.moments(x, case)
+        return self.standardize(x, case, found, scale, offset, centered=centered), found
 
     def infer(
         self, x: Tensor, case: Case, used: Moments, scale: Tensor | None, offset: Tensor | None

@@ -337,7 +337,7 @@ class Norm:
         kernels = ops.kernels_for(x)
         steps = ops.COMPOSITE if isinstance(kernels, str) else kernels
         case = Case(view, weights, 0.0, None)
-        mean, remainder, variance, count = steps.moments(x, case)
+        (mean, remainder, variance, count), _ = steps.moments(x, case)
         flat = (1, view.features)
         count = ops.broadcast_to(count, (ops.shape(mean)[0], 1))[:1]  # the same for every channel
         mean, remainder, variance = (ops.reshape(v, flat) for v in (mean, remainder, variance))

@@ -75,9 +75,8 @@ class Steps(steps.Steps):
     As with the kernels, moments are constants, and `standardize` has their derivative.
     """
 
-    def forward(self, x: jax.Array, case: Case, scale: Any, offset: Any) -> tuple[Any, Moments]:
-        measured = self.moments(x, case)
-        return self.standardize(x, case, measured, scale, offset), measured
+    def moments(self, x: jax.Array, case: Case) -> tuple[Moments, None]:
+        return super().moments(x, case)[0], None  # XLA sees itself what it computes twice
 
     def standardize(
         self,
@@ -88,6 +87,7 @@ class Steps(steps.Steps):
         offset: Any,
         live: Any = None,
         replicas: Any = None,
+        centered: Any = None,
     ) -> jax.Array:
         def y_of(x: Any, weights: Any, used: Moments, scale: Any, offset: Any) -> jax.Array:
             # here, so that the parts of a derivative add up in the wide type

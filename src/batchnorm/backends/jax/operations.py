@@ -38,8 +38,19 @@ def where(condition: Any, yes: Any, no: Any) -> jax.Array:
     return jnp.where(*sharded_alike(condition, yes, no))
 
 
-def fill(x: jax.Array, condition: jax.Array, value: float) -> jax.Array:
+def fill(x: jax.Array, condition: jax.Array, value: float, into: Any = None) -> jax.Array:
+    """x with this value where the condition holds; see `subtract` for `into`."""
     return where(condition, jnp.asarray(value, x.dtype), x)
+
+
+def left_out(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Where a value is not finite and its weight is 0."""
+    return equal(weights, 0) & ~isfinite(x)
+
+
+def stop_where(left_out: jax.Array, y: jax.Array) -> jax.Array:
+    """y, constant where it was made of values that are left out."""
+    return where(left_out, stop_gradient(y), y)
 
 
 def asarray(value: Any, like: jax.Array) -> jax.Array:

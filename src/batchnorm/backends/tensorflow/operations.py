@@ -28,12 +28,23 @@ concatenate = tf.concat
 relu = tf.nn.relu
 
 
-def fill(x: tf.Tensor, condition: tf.Tensor, value: float) -> tf.Tensor:
+def fill(x: tf.Tensor, condition: tf.Tensor, value: float, into: Any = None) -> tf.Tensor:
+    """x with this value where the condition holds; see `subtract` for `into`."""
     return tf.where(condition, tf.constant(value, x.dtype), x)
 
 
 def is_tensor(value: Any) -> bool:
     return isinstance(value, (tf.Tensor, tf.Variable))
+
+
+def left_out(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Where a value is not finite and its weight is 0."""
+    return equal(weights, 0) & ~isfinite(x)
+
+
+def stop_where(left_out: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """y, constant where it was made of values that are left out."""
+    return where(left_out, stop_gradient(y), y)
 
 
 def asarray(value: Any, like: tf.Tensor) -> tf.Tensor:
