@@ -161,5 +161,5 @@ def _leaving_out(ops: Any, given: Operands, x: Tensor, y: Tensor) -> Tensor:
     if given.weights is None:
         return y
     values = given.view.apart(ops, x)
-    excluded = ops.reshape(ops.left_out(values, given.weights), ops.shape(x))
-    return ops.stop_where(excluded, y)
+    excluded = ops.left_out(values, given.weights)
+    return y if excluded is None else ops.stop_where(ops.reshape(excluded, ops.shape(x)), y)

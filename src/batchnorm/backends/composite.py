@@ -117,7 +117,7 @@ def standardize(
 def centered_on(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor, Tensor | None]:
     """x - mean in the statistics' type and the shape `split`, and where a value is left out.
 
-    There, where its weight is 0 and it is not finite, 0 stands for it: see `ops.left_out`.
+    That is where its weight is 0 and it is not finite: there 0 stands for it. None for nowhere.
     """
     view, weights = case.view, case.weights
     x = ops.cast(view.apart(ops, x), statistics_dtype(ops.dtype(x)))

@@ -70,7 +70,7 @@ def backward(
     dy = ops.cast(view.apart(ops, dy), ops.dtype(centered))
     for stopped in (_stopped(ops, case, centered, slope, offset), excluded):
         if stopped is not None:
-            dy = ops.fill(dy, stopped, 0, into=stopped)
+            dy = ops.fill(dy, stopped, 0)
     products = dy * centered
     sum_dy, sum_dy_centered = (
         ops.reshape(ops.long_sum(one, view.reduced), (g, c)) for one in (dy, products)

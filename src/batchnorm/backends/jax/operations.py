@@ -43,8 +43,8 @@ def fill(x: jax.Array, condition: jax.Array, value: float, into: Any = None) -> 
     return where(condition, jnp.asarray(value, x.dtype), x)
 
 
-def left_out(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Where a value is not finite and its weight is 0."""
+def left_out(x: jax.Array, weights: jax.Array) -> jax.Array | None:
+    """Where a value is not finite and its weight is 0; None where it is known that none is."""
     return equal(weights, 0) & ~isfinite(x)
 
 

@@ -37,8 +37,8 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, (tf.Tensor, tf.Variable))
 
 
-def left_out(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Where a value is not finite and its weight is 0."""
+def left_out(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor | None:
+    """Where a value is not finite and its weight is 0; None where it is known that none is."""
     return equal(weights, 0) & ~isfinite(x)
 
 

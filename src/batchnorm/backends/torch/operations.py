@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,49 +33,42 @@ def isfinite(x: torch.Tensor) -> torch.Tensor:
 def fill(
     x: torch.Tensor, condition: torch.Tensor, value: float, into: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x with this value where the condition holds, or `left_out` says; `into`: see `subtract`."""
-    made = condition.dtype is not torch.bool
-    if value != 0 or _watched(x, condition) or x.is_neg() or not (made or _vectorized(x)):
-        return x.masked_fill(condition == 0 if made else condition, value)
+    """x with this value where the condition holds; `into`: see `subtract`."""
+    if value != 0 or _watched(x, condition) or x.is_neg() or not _vectorized(x, condition):
+        return x.masked_fill(condition, value)
     bits = _BITS[x.dtype]
-    kept = condition if made else condition.to(bits).sub_(1)
-    room = into.view(bits) if into is not None and into.dtype in (bits, x.dtype) else None
+    kept = condition.to(bits).sub_(1)  # all bits where x stays, none where it becomes 0
+    room = into.view(bits) if into is not None and into.dtype is x.dtype else None
     return torch.bitwise_and(x.view(bits), kept, out=room).view(x.dtype)
 
 
-def left_out(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Where a value is not finite and its weight is 0: bools, or what `fill` makes of bools.
-
-    That is all bits where x stays, and none where it becomes 0.
-    """
-    if _watched(x, weights) or not _vectorized(x):
-        return torch.eq(weights, 0) & ~isfinite(x)
-    bits = _BITS[x.dtype]
-    kept = (x - x).view(bits)  # 0, or NaN, whose exponent has all bits
-    kept = kept.bitwise_and_(_EXPONENT[bits]).clamp_(max=1).sub_(1)
-    return kept.bitwise_or_(torch.ne(weights, 0).to(bits).neg_())
-
-
-def stop_where(left_out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """y, constant where it was made of values that are left out."""
-    if not _watched(y):
-        return y
-    condition = left_out if left_out.dtype is torch.bool else left_out == 0
-    return torch.where(condition, y.detach(), y)
-
-
-LARGE = 32768  # numbers
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
-_EXPONENT = {torch.int32: 1 << 30, torch.int64: 1 << 62}  # its highest bit
+LARGE = 32768  # numbers
 
 
-def _vectorized(x: torch.Tensor) -> bool:
-    """Whether several operations in vector instructions are faster than one that has none.
+def _vectorized(x: torch.Tensor, *others: torch.Tensor) -> bool:
+    """Whether more operations, in vector instructions, are faster than one that has none.
 
     On the CPU `masked_fill`, and `addcmul` of one tensor and two vectors, take 5 to 15 times as
     long as arithmetic (torch 2.13), which matters once they take longer than a call.
     """
-    return x.is_cpu and x.dtype in _BITS and x.numel() >= LARGE
+    size = x.numel()
+    large = x.is_cpu and x.dtype in _BITS and size >= LARGE
+    return large and builtins.all(one.numel() < size for one in others)
+
+
+def left_out(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
+    """Where a value is not finite and its weight is 0; None where it is known that none is."""
+    if x.is_cpu and not _watched(x) and math.isfinite(torch.sum(x)):
+        return None
+    return torch.eq(weights, 0) & ~isfinite(x)
+
+
+def stop_where(left_out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """y, constant where it was made of values that are left out."""
+    if not _watched(y):  # then nobody differentiates it
+        return y
+    return torch.where(left_out, y.detach(), y)
 
 
 def is_tensor(value: Any) -> bool:
@@ -192,7 +187,7 @@ def add_product(
     wanted = y.dtype if dtype is None else getattr(torch, dtype)
     room = _room(into, wanted, y, x, z)
     given = room is not None and room is into
-    if given and times == 1 and _vectorized(y) and x.numel() < y.numel() > z.numel():
+    if given and times == 1 and _vectorized(y, x, z):
         return torch.mul(y, z, out=room).add_(x)
     result = torch.addcmul(x, y, z, value=times, out=room)
     return result if dtype is None else cast(result, dtype)
