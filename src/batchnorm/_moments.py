@@ -29,33 +29,41 @@ def constant(ops: Any, moments: Moments) -> Moments:
     return Moments(*(ops.stop_gradient(part) for part in moments))
 
 
-def average(ops: Any, moments: Moments) -> Moments:
+def average(ops: Any, moments: Moments, equal: bool = False) -> Moments:
     """One row from many: means of the groups' means and variances, weighted by their counts.
 
     Shapes: `[G, C]` -> `[1, C]`. The spread *between* the groups is left out, as in the originals
     (semantics.md section 6.3); see `merge` for the variance of everything.
+
+    Args:
+        equal: whether the groups are known to have the same count, not 0.
     """
-    return _combine(ops, moments, between=False)
+    return _combine(ops, moments, equal, between=False)
 
 
-def merge(ops: Any, moments: Moments) -> Moments:
+def merge(ops: Any, moments: Moments, equal: bool = False) -> Moments:
     """One row from many: the moments of all values together.
 
     Shapes: `[G, C]` -> `[1, C]`; behind the first dimension there may be more.
     Reference: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for
     computing sample variances", equation 2.1, for any number of groups at once.
     """
-    return _combine(ops, moments, between=True)
+    return _combine(ops, moments, equal, between=True)
 
 
-def _combine(ops: Any, moments: Moments, *, between: bool) -> Moments:
+def _combine(ops: Any, moments: Moments, equal: bool, *, between: bool) -> Moments:
     mean, remainder, variance, count = moments
     # one row serves equal groups
-    count = ops.broadcast_to(count, (ops.shape(mean)[0], *ops.shape(count)[1:]))
+    groups = ops.shape(mean)[0]
+    count = ops.broadcast_to(count, (groups, *ops.shape(count)[1:]))
     total = ops.sum(count, 0)  # [1, 1]
-    share = count / ops.fill(total, ops.equal(total, 0), 1)
-    # relative to a rounded mean, so that a large common offset cancels before anything is squared
-    origin = ops.sum(share * mean, 0)
+    # relative to something near, so that a large common offset cancels before anything is squared
+    share: Any
+    if equal:
+        share, origin = 1.0 / groups, mean[:1]
+    else:
+        share = count / ops.fill(total, ops.equal(total, 0), 1)
+        origin = ops.sum(share * mean, 0)
     shift = mean - origin
     if remainder is not None:
         shift = shift + remainder

@@ -47,13 +47,14 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
     """
     options, state, grouped = plan.options, old.state, old.view.groups is not None
     measured = constant(ops, measured)
+    equal = plan.filled and plan.replicas is None
     plain = not (options.renorm_remembers or options.zero_debias or in_turn(options, grouped))
     plain = plain and options.on_nonfinite != "raise" and options.momenta_are_numbers
     # over replicas all must get the same bits, whatever instructions a library chose to average by
     if plain and (plan.kernels or plan.replicas is None):
         new = plan.steps.remember(
             state,
-            _one_row(ops, options, measured)[1] if grouped else measured,
+            _one_row(ops, options, measured, equal)[1] if grouped else measured,
             options.momentum,
             options.unbiased_moving_variance and not grouped,
             options.on_nonfinite == "propagate",
@@ -63,7 +64,7 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
             return {**state, **new}
 
     def one_step_on(ops: Any, old: Rows, measured: Moments) -> State:
-        new = remember(ops, options, old, measured, grouped, plan.filled)
+        new = remember(ops, options, old, measured, grouped, plan.filled, equal)
         return as_given(ops, new, old.state)
 
     if options.momenta_are_numbers:
@@ -77,7 +78,13 @@ def in_turn(options: Options, grouped: bool) -> bool:
 
 
 def remember(
-    ops: Any, options: Options, state: Rows, moments: Moments, grouped: bool, filled: bool
+    ops: Any,
+    options: Options,
+    state: Rows,
+    moments: Moments,
+    grouped: bool,
+    filled: bool,
+    equal: bool = False,
 ) -> State:
     """What a batch changes in the state.
 
@@ -91,13 +98,14 @@ def remember(
 
     Args:
         filled: whether every group is known to have values.
+        equal: whether all are known to have the same number.
 
     Raises:
         FloatingPointError: `on_nonfinite="raise"` and a moment is not finite.
     """
     turned = in_turn(options, grouped)
     if grouped and not turned:
-        biased, moments = _one_row(ops, options, moments)
+        biased, moments = _one_row(ops, options, moments, equal)
     else:
         biased, moments = moments, _to_keep(ops, options, moments)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
@@ -168,15 +176,15 @@ def _to_keep(ops: Any, options: Options, moments: Moments) -> Moments:
     return unbiased(ops, moments) if options.unbiased_moving_variance else moments
 
 
-def _one_row(ops: Any, options: Options, moments: Moments) -> tuple[Moments, Moments]:
+def _one_row(ops: Any, options: Options, moments: Moments, equal: bool) -> tuple[Moments, Moments]:
     """One row of moments from all ghost batches: with the biased variance, and the one to keep."""
     if options.pooled_moving_variance:
-        biased = merge(ops, moments)
+        biased = merge(ops, moments, equal)
         return biased, _to_keep(ops, options, biased)
-    biased = average(ops, moments)
+    biased = average(ops, moments, equal)
     if not options.unbiased_moving_variance:
         return biased, biased
-    return biased, average(ops, unbiased(ops, moments))
+    return biased, average(ops, unbiased(ops, moments), equal)
 
 
 def _averages(
