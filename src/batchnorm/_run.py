@@ -129,8 +129,9 @@ def train(
             used = _moving_where(ops, empty, used, old)
         by = correct(ops, plan, view, x, old, parameters, used, live)
         case = case._replace(activation=by.activation)
-        known = centered if used is own else None
-        y = steps.standardize(x, case, used, by.scale, by.offset, live, replicas, known)
+        if used is not own:
+            centered = None
+        y = steps.standardize(x, case, used, by.scale, by.offset, live, replicas, centered)
     if by.after is not None:
         y = _leaving_out(ops, given, x, by.after(y))
     return y, measured
@@ -144,7 +145,7 @@ def _aligned(ops: Any, plan: Plan, view: View, own: Moments) -> Any:
 def _moving_where(ops: Any, empty: Tensor, measured: Moments, old: Rows) -> Moments:
     """What normalizes: the batch's moments, and the moving statistics in groups without values.
 
-    These have no remainder: it is 0 there.
+    The remainder of these groups is 0, as it should be with moving statistics.
     """
     mean, variance = (
         old[name] if name in old else initial(measured.mean)

@@ -126,7 +126,7 @@ def centered_on(ops: Any, x: Tensor, case: Case, used: Moments) -> tuple[Tensor,
     if used.remainder is not None:
         centered = ops.subtract(centered, view.along(ops, used.remainder), into=centered)
     if excluded is not None:
-        centered = ops.fill(centered, excluded, 0, into=centered)
+        centered = ops.fill(centered, excluded, 0)
     return centered, excluded
 
 

@@ -38,8 +38,8 @@ def where(condition: Any, yes: Any, no: Any) -> jax.Array:
     return jnp.where(*sharded_alike(condition, yes, no))
 
 
-def fill(x: jax.Array, condition: jax.Array, value: float, into: Any = None) -> jax.Array:
-    """x with this value where the condition holds; see `subtract` for `into`."""
+def fill(x: jax.Array, condition: jax.Array, value: float) -> jax.Array:
+    """x with this value where the condition holds."""
     return where(condition, jnp.asarray(value, x.dtype), x)
 
 
@@ -48,9 +48,9 @@ def left_out(x: jax.Array, weights: jax.Array) -> jax.Array | None:
     return equal(weights, 0) & ~isfinite(x)
 
 
-def stop_where(left_out: jax.Array, y: jax.Array) -> jax.Array:
-    """y, constant where it was made of values that are left out."""
-    return where(left_out, stop_gradient(y), y)
+def stop_where(condition: jax.Array, y: jax.Array) -> jax.Array:
+    """y, constant where the condition holds."""
+    return where(condition, stop_gradient(y), y)
 
 
 def asarray(value: Any, like: jax.Array) -> jax.Array:

@@ -28,8 +28,8 @@ concatenate = tf.concat
 relu = tf.nn.relu
 
 
-def fill(x: tf.Tensor, condition: tf.Tensor, value: float, into: Any = None) -> tf.Tensor:
-    """x with this value where the condition holds; see `subtract` for `into`."""
+def fill(x: tf.Tensor, condition: tf.Tensor, value: float) -> tf.Tensor:
+    """x with this value where the condition holds."""
     return tf.where(condition, tf.constant(value, x.dtype), x)
 
 
@@ -42,9 +42,9 @@ def left_out(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor | None:
     return equal(weights, 0) & ~isfinite(x)
 
 
-def stop_where(left_out: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """y, constant where it was made of values that are left out."""
-    return where(left_out, stop_gradient(y), y)
+def stop_where(condition: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """y, constant where the condition holds."""
+    return where(condition, stop_gradient(y), y)
 
 
 def asarray(value: Any, like: tf.Tensor) -> tf.Tensor:

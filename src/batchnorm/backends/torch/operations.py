@@ -30,16 +30,13 @@ def isfinite(x: torch.Tensor) -> torch.Tensor:
     return torch.eq(x - x, 0)  # torch's own is four operations
 
 
-def fill(
-    x: torch.Tensor, condition: torch.Tensor, value: float, into: torch.Tensor | None = None
-) -> torch.Tensor:
-    """x with this value where the condition holds; `into`: see `subtract`."""
+def fill(x: torch.Tensor, condition: torch.Tensor, value: float) -> torch.Tensor:
+    """x with this value where the condition holds."""
     if value != 0 or _watched(x, condition) or x.is_neg() or not _vectorized(x, condition):
         return x.masked_fill(condition, value)
     bits = _BITS[x.dtype]
     kept = condition.to(bits).sub_(1)  # all bits where x stays, none where it becomes 0
-    room = into.view(bits) if into is not None and into.dtype is x.dtype else None
-    return torch.bitwise_and(x.view(bits), kept, out=room).view(x.dtype)
+    return torch.bitwise_and(x.view(bits), kept).view(x.dtype)
 
 
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -64,11 +61,11 @@ def left_out(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | None:
     return torch.eq(weights, 0) & ~isfinite(x)
 
 
-def stop_where(left_out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """y, constant where it was made of values that are left out."""
+def stop_where(condition: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """y, constant where the condition holds."""
     if not _watched(y):  # then nobody differentiates it
         return y
-    return torch.where(left_out, y.detach(), y)
+    return torch.where(condition, y.detach(), y)
 
 
 def is_tensor(value: Any) -> bool:
