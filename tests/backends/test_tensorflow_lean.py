@@ -69,6 +69,44 @@ def test_the_backward_pass_reads_x_and_vectors_of_the_forward_pass(
     assert own <= sum(sizes) <= 1.15 * own
 
 
+# As in docs/performance.md: a training step's forward, its backward, inference.
+OPERATIONS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
+    "plain": ({}, (54, 36, 3)),
+    "relu": ({"activation": "relu"}, (55, 40, 4)),
+    "renorm": ({"renorm": True}, (92, 44, 3)),
+    "weights": ({"batch_weights": np.linspace(0.5, 2, 8).astype("float32")}, (102, 56, 12)),
+    "ghost": ({"virtual_batch_size": 4}, (70, 38, 3)),
+}
+FREE = (*PASSED_ON, "IdentityN", "Const", "Placeholder", "ExpandDims", "Squeeze", "Shape",
+        "BroadcastTo", "Fill", "ZerosLike", "OnesLike", "NoOp")  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", list(OPERATIONS))
+def test_every_mode_is_a_few_operations(mode: str) -> None:
+    """Of a graph, beside views and constants."""
+    options, limits = OPERATIONS[mode]
+    x = tf.ones((8, 14, 14, 16))
+    parameters, state = batchnorm.init(x, renorm="renorm" in options)
+
+    def forward(x: tf.Tensor, training: bool = True) -> Any:
+        return batchnorm.batch_norm(x, parameters, state, training=training, fused=False, **options)
+
+    def step(x: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch((x, parameters))
+            y, new = forward(x)
+        return new, tape.gradient(y, (x, parameters), tf.ones_like(y))
+
+    def counted(function: Callable[..., Any], *others: Any) -> int:
+        spec = tf.TensorSpec(x.shape, x.dtype)
+        graph = tf.function(function).get_concrete_function(spec, *others).graph
+        return sum(one.type not in FREE for one in graph.get_operations())
+
+    there = counted(forward)
+    found = (there, counted(step) - there, counted(forward, False))
+    assert all(number <= limit for number, limit in zip(found, limits, strict=True)), found
+
+
 def penalty(x: tf.Tensor, fused: bool | None) -> tf.Tensor:
     """The square of the gradient of sum(y^3), as in a gradient penalty or MAML."""
     if tf.executing_eagerly() or tf.inside_function():
