@@ -109,8 +109,7 @@ def remember(
     else:
         biased, moments = moments, _to_keep(ops, options, moments)
     mean = moments.mean if moments.remainder is None else moments.mean + moments.remainder
-    # a variance that is finite says that the mean is: it took the distance of every value
-    finite = ops.isfinite(moments.variance)
+    finite = ops.isfinite(mean) & ops.isfinite(moments.variance)
     usable: Any = finite & (moments.variance >= 0)
     seen: Any = True
     if not filled:

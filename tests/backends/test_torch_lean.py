@@ -35,23 +35,15 @@ LIMITS = {
     "plain": (17, 10, 5),
     "16 bits": (19, 12, 6),
     "relu": (18, 13, 6),
-    "renorm": (64, 16, 5),
+    "renorm": (67, 16, 5),
     "weights": (38, 25, 7),
     "mask": (39, 25, 8),
     "ghost": (24, 12, 5),
 }
 FREE = (
-    "empty",
-    "view",
-    "_unsafe_view",
-    "expand",
-    "permute",
-    "detach",
-    "alias",
-    "select",
-    "slice",
+    "empty", "view", "_unsafe_view", "expand", "permute", "detach", "alias", "select", "slice",
     "lift_fresh",
-)
+)  # fmt: skip
 
 
 def a_call(dtype: str, mode: str) -> tuple[Callable[..., Any], list[torch.Tensor]]:
