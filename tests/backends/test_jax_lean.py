@@ -19,7 +19,7 @@ OPERATIONS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "relu": ({"activation": "relu"}, (15, 25, 2)),
     "renorm": ({"renorm": True}, (22, 31, 2)),
     "weights": ({"batch_weights": np.linspace(0.5, 2, 8).astype("float32")}, (12, 22, 2)),
-    "ghost": ({"virtual_batch_size": 4}, (16, 25, 2)),
+    "ghost": ({"virtual_batch_size": 4}, (17, 26, 2)),
 }
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy"}
 
