@@ -173,11 +173,8 @@ def batch_norm(
         zero_debias,
         activation,
     )
-    if mask is batch_weights is residual is virtual_batch_size is None and type(training) is bool:
-        # what `normalize` would do: on small tensors each question can be measured
-        return run(ops, plan(ops, options, x, training, False, traced), x, parameters, state)
     given = (x, parameters, state, training, mask, batch_weights)
-    return normalize(options, *given, residual=residual, ops=ops)
+    return normalize(options, *given, residual=residual, ops=ops, traced=traced)
 
 
 def _options(traced: bool, *given: Any) -> Options:
@@ -251,18 +248,20 @@ def normalize(
     update_from: Mapping[str, Tensor] | None = None,
     residual: Tensor | None = None,
     ops: Any = None,
+    traced: bool | None = None,
 ) -> tuple[Tensor, State]:
     """`batch_norm` with options that were checked before, which is what layers call: plan, run.
 
     Args:
         update_from: the state that the new state starts from, where that is not what normalizes. A
             TensorFlow 1 graph reads it later, after the updates of earlier calls (D32).
-        ops: the backend of x, for callers who know it.
+        ops: the backend of x, and `traced`, whether x is: for callers who know it.
     """
     ops = ops or backend_of(x)
     ghost = options.virtual_batch_size
     if mask is batch_weights is residual is ghost is None and type(training) is bool:
-        chosen = plan(ops, options, x, training, False)  # as below, without its questions
+        # as below: on small tensors each of its questions can be measured
+        chosen = plan(ops, options, x, training, False, traced)
         return run(ops, chosen, x, parameters, state, None, None, update_from)
     training = resolve_training(ops, training, options.owner)
     weighted = mask is not None or batch_weights is not None

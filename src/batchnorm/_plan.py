@@ -84,6 +84,11 @@ class Plan:
     ready: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def equal(self) -> bool:
+        """Whether every group is known to have the same number of values, not 0."""
+        return self.filled and self.replicas is None
+
+    @property
     def several(self) -> bool:
         """Whether statistics are merged over more than one replica."""
         return self.replicas is not None and self.replicas.number > 1

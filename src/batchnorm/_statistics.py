@@ -47,14 +47,13 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
     """
     options, state, grouped = plan.options, old.state, old.view.groups is not None
     measured = constant(ops, measured)
-    equal = plan.filled and plan.replicas is None
     plain = not (options.renorm_remembers or options.zero_debias or in_turn(options, grouped))
     plain = plain and options.on_nonfinite != "raise" and options.momenta_are_numbers
     # over replicas all must get the same bits, whatever instructions a library chose to average by
     if plain and (plan.kernels or plan.replicas is None):
         new = plan.steps.remember(
             state,
-            _one_row(ops, options, measured, equal)[1] if grouped else measured,
+            _one_row(ops, options, measured, plan.equal)[1] if grouped else measured,
             options.momentum,
             options.unbiased_moving_variance and not grouped,
             options.on_nonfinite == "propagate",
@@ -64,7 +63,7 @@ def next_state(ops: Any, plan: Any, old: Rows, measured: Moments) -> State:
             return {**state, **new}
 
     def one_step_on(ops: Any, old: Rows, measured: Moments) -> State:
-        new = remember(ops, options, old, measured, grouped, plan.filled, equal)
+        new = remember(ops, options, old, measured, grouped, plan.filled, plan.equal)
         return as_given(ops, new, old.state)
 
     if options.momenta_are_numbers:

@@ -15,19 +15,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import batchnorm
+import lean
 import reference
 from strategies import call_on
 
-SHAPE = (8, 16, 14, 14)
-WEIGHTS = np.linspace(0.5, 2, SHAPE[0]).astype("float32")
-MODES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "relu": {"activation": "relu"},
-    "renorm": {"renorm": True},
-    "weights": {"batch_weights": WEIGHTS},
-    "mask": {"mask": np.random.default_rng(0).random((SHAPE[0], *SHAPE[2:])) < 0.7},
-    "ghost": {"virtual_batch_size": 4},
-}
+SHAPE = (lean.SAMPLES, 16, 14, 14)
+MASK = np.random.default_rng(0).random((SHAPE[0], *SHAPE[2:])) < 0.7
+MODES: dict[str, dict[str, Any]] = {**lean.MODES, "mask": {"mask": MASK}}
 PLAIN = [("float32", "plain"), ("float16", "plain"), ("bfloat16", "plain")]
 CASES = PLAIN + [("float32", mode) for mode in list(MODES)[1:]]
 # Forward, backward, inference. 16 and one constant; 16 bits are widened, twice in each direction.

@@ -53,7 +53,8 @@ def measured(ops: Any, x: Tensor, case: Case) -> tuple[Moments, Tensor | None]:
     dtype = statistics_dtype(ops.dtype(x))
     given = view.apart(ops, x)
     x = ops.cast(given, dtype)
-    share = own = room = None  # of x's size: what may be overwritten
+    share: Any = None
+    own = room = None  # tensors of x's size that may be overwritten
     if weights is None:
         count = ops.full((g, 1), view.values_per_group, dtype, x)
         shift = ops.cast(ops.near(given, over), dtype)  # a view of x would hold it in 32 bits
