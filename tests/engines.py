@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,8 @@ class Jax(Engine):
 class Torch(Engine):
     name, modes = "torch", ("eager", "compile")
     errors = (RuntimeError,)
+    # JAX and TensorFlow take the GPU where there is one; PyTorch wants to be told.
+    device = os.environ.get("BATCHNORM_TEST_DEVICE", "cpu")
 
     def checkpoint(self, function):
         from torch.utils.checkpoint import checkpoint
@@ -142,12 +145,12 @@ class Torch(Engine):
     def tensor(self, value, dtype=None):
         import torch
 
-        tensor = torch.as_tensor(np.array(value))
+        tensor = torch.as_tensor(np.array(value), device=self.device)
         return tensor if dtype is None else tensor.to(getattr(torch, dtype))
 
     def numpy(self, value):
         value = value.detach()
-        return (value.double() if value.is_floating_point() else value).numpy()
+        return (value.double() if value.is_floating_point() else value).numpy(force=True)
 
     def compile(self, function, mode):
         import torch
