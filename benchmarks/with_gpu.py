@@ -1,10 +1,15 @@
-"""PyTorch on an NVIDIA GPU: what is measured there, by the GPU's own clock."""
+"""PyTorch on an NVIDIA GPU: what is measured there, by the GPU's own clock.
+
+A call is captured as a CUDA graph, which is replayed: nobody waits for Python. What Python takes is
+a question of its own, `FromPython`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -12,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from batchnorm import init
+from batchnorm import why_not as why_not_kernels
 from benchmarks import ours, with_torch
 from benchmarks.cases import Case
 from benchmarks.ours import EPSILON, MOMENTUM, Function, Given
@@ -32,8 +38,14 @@ def why_not() -> str | None:
     return "gpu: there is no NVIDIA GPU here, so nothing was measured."
 
 
+def composite() -> str | None:
+    """Why ours takes the composite path there, if it does: nobody asks for the CPU's kernels."""
+    return why_not_kernels(torch.empty(1, device=DEVICE))
+
+
 def device() -> str:
-    """The device, for every row."""
+    """The device, for every row; from here on there is one stream."""
+    settle()
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
@@ -63,13 +75,28 @@ def given(case: Case, renorm: bool = False) -> Given:
     return Given((x * 2 + 1).requires_grad_(), dy, gamma, beta, state, {}, 1)
 
 
+class FromPython:
+    """A call that is timed with all that Python does, by the clock of the processor."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def __call__(self) -> Any:
+        return self.call()
+
+
 def clock(call: Call) -> Clock:
-    """Times a call on the device, where many are under way at once: launches that hide, hide."""
+    """Times a call: replays of its graph on the device, or what a loop in Python takes."""
     for _ in range(3):  # compiles, and is compared at its first use
         call()
-    taken = _seconds(call, 1)
+    if isinstance(call, FromPython):
+        return lambda: _seconds_of_python(call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        call()
+    taken = _seconds(graph.replay, 1)
     times = min(max(int(SHORT / max(taken, 1e-6)), 1), 200)
-    return lambda: _seconds(call, times)
+    return lambda: _seconds(graph.replay, times)
 
 
 def _seconds(call: Call, times: int) -> float:
@@ -81,6 +108,22 @@ def _seconds(call: Call, times: int) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3 / times
+
+
+def _seconds_of_python(call: Call, times: int = 50) -> float:
+    torch.cuda.synchronize()
+    started = perf_counter()
+    for _ in range(times):
+        call()
+    torch.cuda.synchronize()
+    return (perf_counter() - started) / times
+
+
+def settle() -> None:
+    """One stream for all that is made and captured: the default one cannot be captured, and a
+    backward pass runs where its forward pass did."""
+    if torch.cuda.current_stream() == torch.cuda.default_stream():
+        torch.cuda.set_stream(torch.cuda.Stream())
 
 
 def backward(function: Function, given: Given) -> Call:
@@ -102,29 +145,30 @@ def peers(case: Case, given: Given, training: bool) -> dict[str, Function]:
 
     Ours takes a residual and ReLU inside; theirs are three steps.
     """
-    own = _functional(given, training)
-    result = {"torch": own, "torch, without cuDNN": _without_cudnn(own)}
+    torchs = own(given, training)
+    result = {"torch": torchs, "torch, without cuDNN": _without_cudnn(torchs)}
     low, high = COMPILED
     if low < case.size.megabytes(case.dtype) < high:
         torch._dynamo.reset()  # else the ninth shape is run eagerly, and nobody says so
-        result["torch.compile"] = torch.compile(own, fullgraph=True, dynamic=False)
+        result["torch.compile"] = torch.compile(torchs, fullgraph=True, dynamic=False)
     return result
 
 
-def _functional(given: Given, training: bool) -> Function:
+def own(given: Given, training: bool = True) -> Function:
+    """torch's batch normalization; a residual and ReLU are two steps more."""
     running = given.state["moving_mean"].clone(), given.state["moving_variance"].clone()
 
-    def own(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any]:
+    def function(x: Any, gamma: Any, beta: Any, state: Any, extra: Any) -> tuple[Any]:
         y = F.batch_norm(x, *running, gamma, beta, training, 1 - MOMENTUM, EPSILON)
         return (torch.relu(y + extra["residual"]) if "residual" in extra else y,)
 
-    return own
+    return function
 
 
-def _without_cudnn(own: Function) -> Function:
+def _without_cudnn(function: Function) -> Function:
     def native(*operands: Any) -> tuple[Any, ...]:
         with torch.backends.cudnn.flags(enabled=False):
-            return own(*operands)
+            return function(*operands)
 
     return native
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.worker
 
-A question of another device has its own `clock`, says `why_not`, and {"device": name} comes out.
+A question of another device has its own `clock`, says `why_not` and `composite`, and
+{"device": name} comes out.
 
 A process for each, because two frameworks in one fight over the cores, because memory settings are
 read at the start, and because Keras has one backend. Lines out: {"total": n}, then {"step": words}
@@ -33,7 +34,8 @@ def measure(question: Any, settings: Settings, tell: Callable[[dict[str, Any]], 
         tell({"device": question.device()})
     cases = question.cases(settings)
     tell({"total": len(cases)})
-    if reason := _composite(settings):
+    composite = getattr(question, "composite", lambda: _composite(settings))
+    if reason := composite():
         tell({"said": f"{settings.framework} ran without native kernels. {reason}"})
     rows = question.rows if hasattr(question, "rows") else _rows_of(question)
     for case in cases:

@@ -10,6 +10,7 @@ from benchmarks.ours import Given
 from benchmarks.questions.modes import with_mode
 from benchmarks.timing import Contest
 from benchmarks.with_gpu import clock as clock
+from benchmarks.with_gpu import composite as composite
 from benchmarks.with_gpu import device as device
 from benchmarks.with_gpu import why_not as why_not
 
@@ -18,12 +19,15 @@ SIZES = (
     "20x64x14x14", "32x256x14x14", "32x64x56x56", "64x64x56x56", "256x64x56x56", "1280x64x56x56",
 )  # fmt: skip
 RESIDUAL = "BN + add + ReLU, forward + backward"
+FROM_PYTHON = "forward + backward, from Python"
 WHATS = ("forward", "backward", "inference", RESIDUAL)
+SMALL = size("32x64")
 LONGER = 0.1  # of the seconds that a case may take: the whole table is a matter of minutes
 
 
 def cases(settings: Settings) -> list[Case]:
-    """Every step of plain normalization at every size; every mode at the one of 51 MB."""
+    """Every step of plain normalization at every size, every mode at the one of 51 MB; and a step
+    of a small tensor as Python calls it."""
     chosen = [size(text) for text in SIZES] if settings.sizes == FULL else settings.all_sizes()
     dtypes = (*DTYPES, "float16") if settings.dtypes == DTYPES else settings.dtypes
     plain = [
@@ -42,7 +46,8 @@ def cases(settings: Settings) -> list[Case]:
         for layout in one.layouts(settings.layouts)
         if mode not in ("adjustment", "axes") or layout == "first"
     ]
-    return plain + modes
+    small = [Case(FROM_PYTHON, SMALL.of(dtype), dtype, "last") for dtype in dtypes[:1]]
+    return small + plain + modes
 
 
 def _middle(chosen: list[Size]) -> list[Size]:
@@ -62,6 +67,13 @@ def contest(case: Case, settings: Settings) -> Contest:
             longer=LONGER,
         )
     given = with_gpu.given(case)
+    if case.what == FROM_PYTHON:
+        ours_and_torch = {"ours": ours.plain(given), "torch": with_gpu.own(given)}
+        calls = {
+            name: with_gpu.FromPython(with_gpu.forward_backward(function, given))
+            for name, function in ours_and_torch.items()
+        }
+        return Contest({"ours": calls.pop("ours")}, calls, longer=LONGER)
     units = {"copy": with_gpu.copy(given)}
     training = case.what != "inference"
     mine = ours.plain(given, training)
