@@ -63,8 +63,15 @@ def gpu_kernels_everywhere(patch: pytest.MonkeyPatch) -> Iterator[Any]:
 def small_tiles(patch: pytest.MonkeyPatch) -> None:
     """Several programs, splits, chunks and tiles of a few numbers, with a tail in each."""
     layout = module("_native.triton.layout")
-    patch.setattr(layout, "TILE", {2: 128, 4: 128, 8: 64})
-    for name, value in {"COLUMNS": 4, "PROGRAMS": 6, "FEWEST": 1, "SPLITS": (2, 4)}.items():
+    for name in ("BY_COLUMNS", "BY_ROWS"):
+        patch.setattr(layout, name, {2: 128, 4: 128, 8: 64})
+    for name, value in {
+        "COLUMNS": 4,
+        "PROGRAMS": 6,
+        "FEWEST": 1,
+        "SPLITS": (2, 4),
+        "MOST": 7,
+    }.items():
         patch.setattr(layout, name, value)
     patch.setattr(module("backends.torch.gpu"), "CHUNK", 2)
     if importlib.util.find_spec("jax_triton") is not None:

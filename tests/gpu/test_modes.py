@@ -44,6 +44,30 @@ def test_sizes_that_are_odd_one_or_none(torch_engine: Any, shape: Any, axis: Any
     check_sizes(torch_engine, shape, axis)
 
 
+@pytest.mark.usefixtures("small")
+def test_tiles_that_are_full_by_half_or_not(
+    gpu: Any, torch_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kernel need not ask, and how many elements it reads at once."""
+    found: set[tuple[bool, int, int]] = set()
+    real = gpu.launch
+
+    def launch(kernel: Any, *operands: Any, **constants: Any) -> None:
+        if "FULL" in constants:
+            by_rows = constants["WIDTH"] == 1
+            found.add((by_rows, constants["FULL"], constants["VECTOR"]))
+        real(kernel, *operands, **constants)
+
+    monkeypatch.setattr(gpu, "launch", launch)
+    for shape, axis in (
+        ((64, 8), -1), ((65, 8), -1), ((64, 6), -1), ((65, 5), -1),
+        ((8, 3, 32), 1), ((9, 3, 32), 1), ((8, 3, 36), 1), ((9, 3, 35), 1),
+    ):  # fmt: skip
+        check_sizes(torch_engine, shape, axis)
+    assert {one[:2] for one in found} == {(way, full) for way in (True, False) for full in range(4)}
+    assert {vector for _, _, vector in found} == {1, 2, 4, 8, 16}
+
+
 # As they are on a GPU: tiles of 2048 numbers, several of them.
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("mode", ["plain", "weights", "ghost"])

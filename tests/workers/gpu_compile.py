@@ -24,20 +24,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.driver import driver
 
-from batchnorm._native.triton.layout import REGISTERS, WARPS
+from batchnorm._native.triton.layout import REGISTERS
 from batchnorm.backends.torch import gpu
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Many rows and few, channels that are full vectors and odd ones, groups and one; and one that
-# takes 64 bits.
+# Many rows and few, channels that are full vectors and odd ones, groups and one, tiles that are
+# full, by half or not; and one that takes 64 bits.
 SIZES = (
-    (1, 1, 4096, 256, 1), (4, 8, 64, 33, 1), (8, 1, 1, 16, 3136), (64, 1, 1, 5, 49),
+    (1, 1, 200_704, 64, 1), (1, 1, 4095, 256, 1), (4, 8, 64, 33, 1), (32, 1, 1, 16, 3136),
+    (33, 1, 1, 16, 3136), (32, 1, 1, 16, 196), (64, 1, 1, 5, 49),
     (2, 3, 5, 2, 7), (65536, 1, 1, 2, 65536),
 )  # fmt: skip
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
-# A kernel, and its signature, constants and attributes
-Source = tuple[Any, dict[str, str], dict[Any, Any], dict[Any, Any]]
+# A kernel, its warps, and its signature, constants and attributes
+Source = tuple[Any, int, dict[str, str], dict[Any, Any], dict[Any, Any]]
 
 
 class Driver:
@@ -53,10 +54,11 @@ class Driver:
 def described(kernel: Any, operands: tuple[Any, ...], constants: dict[str, Any]) -> Source:
     """What Triton's own launcher would compile for these arguments."""
     *_, backend, binder = kernel.device_caches[0]
+    warps = constants.pop("num_warps")
     given = {**constants, "debug": False, "instrumentation_mode": ""}
     bound, specialization, options = binder(*operands, **given)
     _, *source = kernel._pack_args(backend, given, bound, specialization, options)
-    return kernel, *source
+    return kernel, warps, *source
 
 
 def caught() -> Iterator[Source]:
@@ -106,11 +108,11 @@ def every_operator(dtype: torch.dtype, sizes: Any, weighted: bool, relu: int) ->
 
 def compiled(source: Source, capability: int) -> dict[str, Any]:
     """What the machine code of a kernel takes."""
-    kernel, signature, constants, attributes = source
+    kernel, warps, signature, constants, attributes = source
     made = triton.compile(
         ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": WARPS, "maxnreg": REGISTERS},
+        options={"num_warps": warps, "maxnreg": REGISTERS},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])

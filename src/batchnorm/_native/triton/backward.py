@@ -4,26 +4,33 @@ import triton
 import triton.language as tl
 
 from batchnorm._native.triton.tiles import (
+    among,
+    in_vectors,
     inverse_of,
     is_finite,
     load_or,
     load_weights,
+    loaded,
     mine,
     offsets,
     place,
+    span,
     standardized,
+    store,
     total,
+    where_there,
 )
 
 
 @triton.jit
 def passed(
-    dy, y, at, there, value, center, low, slope, shift, excluded, RELU: tl.constexpr
+    dy, y, at, there, value, center, low, slope, shift, excluded,
+    RELU: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """dy where the activation passed it on, said by y where it was saved."""
     if RELU:
         if y is not None:
-            before = tl.load(y + at, mask=there, other=0).to(dy.dtype)
+            before = loaded(y + at, there, dy.dtype, FULL, "")
         else:
             before = standardized(value, center, low, slope, shift)
             if excluded is not None:
@@ -38,14 +45,15 @@ def backward_sums(
     rows, tiles, per_split, G, B, C, D, WA, WG, WB, WD, epsilon: tl.float64,
     RELU: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """sum(dy) and sum(dy * (x - mean)) of a split: float64 `[2, splits, G * C]`.
 
     The mean here is what its type holds; `summed` takes care of the remainder.
     """
+    C, D = in_vectors(C, D, LANES, WIDTH, VECTOR)
     group, channel, known = mine(tl.program_id(0), C, WIDTH)
-    split = tl.full((), 0, tl.int64) + tl.program_id(1)
+    split = tl.program_id(1)
     vector = group * C + channel
     center = tl.load(mean + vector, mask=known, other=0)
     low = load_or(remainder, vector, known, 0.0, STATISTIC)
@@ -53,25 +61,24 @@ def backward_sums(
     slope = inverse_of(spread, epsilon, STATISTIC) * load_or(scale, vector, known, 1.0, STATISTIC)
     shift = load_or(offset, vector, known, 0.0, STATISTIC)
 
-    first = split * per_split
-    last = tl.minimum(first + per_split, tiles)
+    first, last = span(split, per_split, tiles)
     sums = tl.zeros((1, WIDTH), tl.float64)
     products = tl.zeros((1, WIDTH), tl.float64)
     for start in range(first, last, CHUNK):
         sums_here = tl.zeros((ROWS, LANES), STATISTIC)
         products_here = tl.zeros((ROWS, LANES), STATISTIC)
         for tile in range(start, tl.minimum(start + CHUNK, last)):
-            row, position, inside = place(tile, rows, D, ROWS, LANES, WIDTH)
+            row, position, inside = place(tile, rows, D, ROWS, LANES, WIDTH, FULL)
             at = offsets(row, position, group, channel, G, B, C, D, GROUPED)
-            there = inside & known
-            value = tl.load(x + at, mask=there, other=0, eviction_policy="evict_last").to(STATISTIC)
-            d = tl.load(dy + at, mask=there, other=0, eviction_policy="evict_last").to(STATISTIC)
+            there = among(inside, known, WIDTH, FULL)
+            value = loaded(x + at, there, STATISTIC, FULL, "")
+            d = loaded(dy + at, there, STATISTIC, FULL, "")
             excluded = None
             if weights is not None:
                 weight = load_weights(weights, row, position, inside, group, B, WA, WG, WB, WD)
                 excluded = (weight == 0) & ~is_finite(value)
-            d = passed(d, y, at, there, value, center, low, slope, shift, excluded, RELU)
-            away = tl.where(there, value - center, 0.0)
+            d = passed(d, y, at, there, value, center, low, slope, shift, excluded, RELU, FULL)
+            away = where_there(there, value - center, FULL)
             if weights is not None:  # as if the element were not there
                 away = tl.where(excluded, 0.0, away)
                 d = tl.where(excluded, 0.0, d)
@@ -88,14 +95,17 @@ def backward_sums(
 @triton.jit
 def summed(partial, at, known, vectors, splits, low, inverse, SPLITS: tl.constexpr):
     """sum(dy) and sum(dy * xh) of all splits, float64 `[1, WIDTH]`."""
-    split = tl.arange(0, SPLITS)[:, None]
     vectors = tl.full((), 0, tl.int64) + vectors
-    at = split * vectors + at
-    known = known & (split < splits)
-    sums = tl.load(partial + at, mask=known, other=0)
-    products = tl.load(partial + splits * vectors + at, mask=known, other=0)
-    sums = tl.sum(sums, axis=0, keep_dims=True)
-    products = tl.sum(products, axis=0, keep_dims=True)
+    sums = tl.zeros(at.shape, tl.float64)
+    products = tl.zeros(at.shape, tl.float64)
+    for start in range(0, splits, SPLITS):
+        split = start + tl.arange(0, SPLITS)[:, None]
+        there = known & (split < splits)
+        lies = split * vectors + at
+        some = tl.load(partial + lies, mask=there, other=0)
+        sums += tl.sum(some, axis=0, keep_dims=True)
+        some = tl.load(partial + splits * vectors + lies, mask=there, other=0)
+        products += tl.sum(some, axis=0, keep_dims=True)
     return sums, (products - low.to(tl.float64) * sums) * inverse.to(tl.float64)
 
 
@@ -122,7 +132,7 @@ def backward_input(
     rows, tiles, per_split, splits, G, B, C, D, WA, WG, WB, WD, epsilon: tl.float64,
     RELU: tl.constexpr, FROZEN: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """dx = k * scale * (dy - live * w / count * (sum_dy + xh * sum_dy_xh)); frozen: k * scale * dy.
 
@@ -130,9 +140,10 @@ def backward_input(
     them in `sum_dy` and `sum_dy_xh`; without, they are read from there. `d_residual` gets dy where
     the activation passed it on.
     """
+    C, D = in_vectors(C, D, LANES, WIDTH, VECTOR)
     # backwards: what the sums read last may still be in the cache
     group, channel, known = mine(tl.num_programs(0) - 1 - tl.program_id(0), C, WIDTH)
-    split = tl.full((), 0, tl.int64) + (tl.num_programs(1) - 1 - tl.program_id(1))
+    split = tl.num_programs(1) - 1 - tl.program_id(1)
     vector = group * C + channel
     center = tl.load(mean + vector, mask=known, other=0)
     low = load_or(remainder, vector, known, 0.0, STATISTIC)
@@ -158,22 +169,21 @@ def backward_input(
         # the sums of a group that is not live may be anything
         part, rest = tl.where(share == 0, 0.0, part), tl.where(share == 0, 0.0, rest)
 
-    first = split * per_split
-    last = tl.minimum(first + per_split, tiles)
+    first, last = span(split, per_split, tiles)
     for back in range(last - first):
         tile = last - 1 - back
-        row, position, inside = place(tile, rows, D, ROWS, LANES, WIDTH)
+        row, position, inside = place(tile, rows, D, ROWS, LANES, WIDTH, FULL)
         at = offsets(row, position, group, channel, G, B, C, D, GROUPED)
-        there = inside & known
-        value = tl.load(x + at, mask=there, other=0, eviction_policy="evict_first").to(STATISTIC)
-        d = tl.load(dy + at, mask=there, other=0, eviction_policy="evict_first").to(STATISTIC)
+        there = among(inside, known, WIDTH, FULL)
+        value = loaded(x + at, there, STATISTIC, FULL, "evict_first")
+        d = loaded(dy + at, there, STATISTIC, FULL, "evict_first")
         excluded = None
         if weights is not None:
             weight = load_weights(weights, row, position, inside, group, B, WA, WG, WB, WD)
             excluded = (weight == 0) & ~is_finite(value)
-        d = passed(d, y, at, there, value, center, low, slope, shift, excluded, RELU)
+        d = passed(d, y, at, there, value, center, low, slope, shift, excluded, RELU, FULL)
         if d_residual is not None:
-            tl.store(d_residual + at, d.to(dx.dtype.element_ty), mask=there)
+            store(d_residual + at, d, there, FULL)
         if not FROZEN:
             # where nothing depends on x, an x that is not finite has no part in dx
             path = tl.where(part == 0, rest, tl.fma(value - center, part, rest))
@@ -183,4 +193,4 @@ def backward_input(
         out = d * slope
         if weights is not None:
             out = tl.where(excluded, 0.0, out)
-        tl.store(dx + at, out.to(dx.dtype.element_ty), mask=there, eviction_policy="evict_first")
+        store(dx + at, out, there, FULL)

@@ -4,12 +4,17 @@ import triton
 import triton.language as tl
 
 from batchnorm._native.triton.tiles import (
+    among,
     filled,
+    in_vectors,
     load_weights,
+    loaded,
     mine,
     offsets,
     place,
+    span,
     total,
+    where_there,
 )
 
 
@@ -18,64 +23,75 @@ def moments(
     x, weights, partial,
     rows, tiles, per_split, G, B, C, D, WA, WG, WB, WD,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """Mean, sum of squares around it, and count of a split: float64 `[3, splits, G * C]`.
 
     A chunk is CHUNK tiles: sums around a center in the lanes, merged in float64 with what was
-    before. The center is the mean so far, as the statistics' type holds it, at first that of a
-    tile: a mean of many values, never one value, which may be anything. With weights CHUNK is 1:
-    any tile may be the first in which something counts.
+    before. The center is the mean so far, as the statistics' type holds it, at first that of the
+    first tile in which something counts: a mean of many values, never one, which may be anything.
 
     Reference: Chan, Golub & LeVeque 1979, equation 2.1.
     """
+    C, D = in_vectors(C, D, LANES, WIDTH, VECTOR)
     group, channel, known = mine(tl.program_id(0), C, WIDTH)
-    split = tl.full((), 0, tl.int64) + tl.program_id(1)
-    first = split * per_split
-    last = tl.minimum(first + per_split, tiles)
+    split = tl.program_id(1)
+    first, last = span(split, per_split, tiles)
+    center = tl.zeros((1, WIDTH), STATISTIC)
+    n = tl.full((), 0, tl.float64)
+    tile = first
+    while (n == 0) & (tile < last):
+        row, position, inside = place(tile, rows, D, ROWS, LANES, WIDTH, FULL)
+        at = offsets(row, position, group, channel, G, B, C, D, GROUPED)
+        there = among(inside, known, WIDTH, FULL)
+        value = loaded(x + at, there, STATISTIC, FULL, "")
+        if weights is not None:
+            weight = load_weights(weights, row, position, inside, group, B, WA, WG, WB, WD)
+            value = tl.where(weight != 0, weight * value, 0.0)
+            n = tl.sum(weight).to(tl.float64)
+        else:
+            n = filled(tile, rows, D, ROWS, LANES, WIDTH).to(tl.float64)
+        center = (total(value, WIDTH) / tl.where(n == 0, 1.0, n)).to(STATISTIC)
+        tile += 1
+
     count = tl.full((), 0, tl.float64)
     mean = tl.zeros((1, WIDTH), tl.float64)
     squares = tl.zeros((1, WIDTH), tl.float64)
-    center = tl.zeros((1, WIDTH), STATISTIC)
     for start in range(first, last, CHUNK):
         sum_here = tl.zeros((ROWS, LANES), STATISTIC)
         squares_here = tl.zeros((ROWS, LANES), STATISTIC)
-        count_here = tl.full((), 0, tl.float64)
-        unseen = count == 0
+        if weights is not None:
+            count_here = tl.full((), 0, tl.float64)
+        else:
+            count_here = tl.full((), 0, tl.int64)
         for tile in range(start, tl.minimum(start + CHUNK, last)):
-            row, position, inside = place(tile, rows, D, ROWS, LANES, WIDTH)
+            row, position, inside = place(tile, rows, D, ROWS, LANES, WIDTH, FULL)
             at = offsets(row, position, group, channel, G, B, C, D, GROUPED)
-            there = inside & known
-            value = tl.load(x + at, mask=there, other=0, eviction_policy="evict_last").to(STATISTIC)
-            counted = value
+            there = among(inside, known, WIDTH, FULL)
+            value = loaded(x + at, there, STATISTIC, FULL, "")
+            away = where_there(there, value - center, FULL)
             if weights is not None:
                 weight = load_weights(weights, row, position, inside, group, B, WA, WG, WB, WD)
-                there = there & (weight != 0)
-                value = tl.where(there, value, 0.0)  # NaN where nothing counts must not count
-                counted = weight * value
-                n = tl.sum(weight).to(tl.float64)
-            else:
-                n = filled(tile, rows, D, ROWS, LANES, WIDTH)
-            if unseen & (tile == start):
-                center = (total(counted, WIDTH) / tl.where(n == 0, 1.0, n)).to(STATISTIC)
-            away = tl.where(there, value - center, 0.0)
-            counted = away
-            if weights is not None:
+                away = tl.where(weight != 0, away, 0.0)  # what counts nothing may be NaN
                 counted = weight * away
+                count_here += tl.sum(weight).to(tl.float64)
+            else:
+                counted = away
+                count_here += filled(tile, rows, D, ROWS, LANES, WIDTH)
             sum_here += counted
             squares_here = tl.fma(counted, away, squares_here)
-            count_here += n
-        n = tl.where(count_here == 0, 1.0, count_here)
+        added = count_here.to(tl.float64)
+        n = tl.where(added == 0, 1.0, added)
         away_here = total(sum_here, WIDTH) / n
         spread = total(squares_here, WIDTH) - n * away_here * away_here
         spread = tl.where(spread < 0, 0.0, spread)
         shift = center.to(tl.float64) + away_here - mean
         before = count
-        count += count_here
-        share = count_here / tl.where(count == 0, 1.0, count)
+        count += added
+        share = added / tl.where(count == 0, 1.0, count)
         squares += spread + shift * shift * before * share
         mean += shift * share
-        center = mean.to(STATISTIC)
+        center = tl.where(count == 0, center, mean.to(STATISTIC))
     vectors = tl.full((), 0, tl.int64) + G * C
     size = tl.num_programs(1) * vectors
     at = split * vectors + group * C + channel
@@ -87,20 +103,29 @@ def moments(
 @triton.jit
 def merged(partial, at, known, vectors, splits, SPLITS: tl.constexpr):
     """Mean, variance and count of all splits, float64 `[1, WIDTH]`; zeros where nothing counts."""
-    split = tl.arange(0, SPLITS)[:, None]
     vectors = tl.full((), 0, tl.int64) + vectors
-    at = split * vectors + at
-    known = known & (split < splits)
     size = splits * vectors
-    mean = tl.load(partial + at, mask=known, other=0)
-    squares = tl.load(partial + size + at, mask=known, other=0)
-    count = tl.load(partial + 2 * size + at, mask=known, other=0)
-    n = tl.sum(count, axis=0, keep_dims=True)
-    divisor = tl.where(n == 0, 1.0, n)
-    middle = tl.sum(count * mean, axis=0, keep_dims=True) / divisor
-    shift = tl.where(count == 0, 0.0, mean - middle)
-    squares = tl.sum(squares + count * shift * shift, axis=0, keep_dims=True)
-    return middle, squares / divisor, n
+    mean = tl.zeros(at.shape, tl.float64)
+    squares = tl.zeros(at.shape, tl.float64)
+    count = tl.zeros(at.shape, tl.float64)
+    for start in range(0, splits, SPLITS):
+        split = start + tl.arange(0, SPLITS)[:, None]
+        there = known & (split < splits)
+        lies = split * vectors + at
+        means = tl.load(partial + lies, mask=there, other=0)
+        spread = tl.load(partial + size + lies, mask=there, other=0)
+        counts = tl.load(partial + 2 * size + lies, mask=there, other=0)
+        n = tl.sum(counts, axis=0, keep_dims=True)
+        middle = tl.sum(counts * means, axis=0, keep_dims=True) / tl.where(n == 0, 1.0, n)
+        shift = tl.where(counts == 0, 0.0, means - middle)
+        spread = tl.sum(spread + counts * shift * shift, axis=0, keep_dims=True)
+        shift = middle - mean
+        before = count
+        count += n
+        share = n / tl.where(count == 0, 1.0, count)
+        squares += spread + shift * shift * before * share
+        mean += shift * share
+    return mean, squares / tl.where(count == 0, 1.0, count), count
 
 
 @triton.jit(do_not_specialize=["G", "C", "splits"])

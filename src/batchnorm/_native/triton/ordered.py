@@ -26,12 +26,12 @@ def partial_moments(
     partial,
     C: tl.constexpr, D: tl.constexpr, ABSENT: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     moments.moments(
         x, None if ABSENT & 2 else weights, doubles(partial),
         rows, tiles, per_split, G, B, C, D, WA, WG, WB, WD,
-        ROWS, LANES, WIDTH, CHUNK, GROUPED, STATISTIC,
+        ROWS, LANES, WIDTH, CHUNK, GROUPED, FULL, VECTOR, STATISTIC,
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def standardize_given(
     y,
     C: tl.constexpr, D: tl.constexpr, ABSENT: tl.constexpr, RELU: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """With moments, which are read."""
     standardize.standardize(
@@ -62,7 +62,7 @@ def standardize_given(
         mean, None if ABSENT & 16 else remainder, variance, None,
         None if ABSENT & 64 else scale, None if ABSENT & 128 else offset, y,
         rows, tiles, per_split, splits, G, B, C, D, WA, WG, WB, WD, epsilon,
-        RELU, ROWS, LANES, WIDTH, SPLITS, GROUPED, STATISTIC,
+        RELU, ROWS, LANES, WIDTH, SPLITS, GROUPED, FULL, VECTOR, STATISTIC,
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def standardize_merging(
     y, mean, remainder, variance, count,
     C: tl.constexpr, D: tl.constexpr, ABSENT: tl.constexpr, RELU: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """With partial moments, which become results."""
     standardize.standardize(
@@ -81,7 +81,7 @@ def standardize_merging(
         mean, remainder, variance, count,
         None if ABSENT & 16 else scale, None if ABSENT & 32 else offset, y,
         rows, tiles, per_split, splits, G, B, C, D, WA, WG, WB, WD, epsilon,
-        RELU, ROWS, LANES, WIDTH, SPLITS, GROUPED, STATISTIC,
+        RELU, ROWS, LANES, WIDTH, SPLITS, GROUPED, FULL, VECTOR, STATISTIC,
     )  # fmt: skip
 
 
@@ -92,14 +92,14 @@ def partial_sums(
     partial,
     C: tl.constexpr, D: tl.constexpr, ABSENT: tl.constexpr, RELU: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     backward.backward_sums(
         x, dy, None, None if ABSENT & 4 else weights, doubles(partial),
         mean, None if ABSENT & 16 else remainder, variance,
         None if ABSENT & 64 else scale, None if ABSENT & 128 else offset,
         rows, tiles, per_split, G, B, C, D, WA, WG, WB, WD, epsilon,
-        RELU, ROWS, LANES, WIDTH, CHUNK, GROUPED, STATISTIC,
+        RELU, ROWS, LANES, WIDTH, CHUNK, GROUPED, FULL, VECTOR, STATISTIC,
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def backward_given(
     C: tl.constexpr, D: tl.constexpr, ABSENT: tl.constexpr,
     RELU: tl.constexpr, FROZEN: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """With the two sums, which are read."""
     backward.backward_input(
@@ -133,7 +133,7 @@ def backward_given(
         None if ABSENT & 128 else scale, None if ABSENT & 256 else offset,
         None if ABSENT & 512 else live, sum_dy, sum_dy_xh, dx, None,
         rows, tiles, per_split, splits, G, B, C, D, WA, WG, WB, WD, epsilon,
-        RELU, FROZEN, ROWS, LANES, WIDTH, SPLITS, GROUPED, STATISTIC,
+        RELU, FROZEN, ROWS, LANES, WIDTH, SPLITS, GROUPED, FULL, VECTOR, STATISTIC,
     )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def backward_merging(
     C: tl.constexpr, D: tl.constexpr, ABSENT: tl.constexpr,
     RELU: tl.constexpr, FROZEN: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    GROUPED: tl.constexpr, STATISTIC: tl.constexpr,
+    GROUPED: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """With partial sums, which become results."""
     backward.backward_input(
@@ -154,7 +154,7 @@ def backward_merging(
         None if ABSENT & 128 else scale, None if ABSENT & 256 else offset,
         None if ABSENT & 512 else live, sum_dy, sum_dy_xh, dx, None,
         rows, tiles, per_split, splits, G, B, C, D, WA, WG, WB, WD, epsilon,
-        RELU, FROZEN, ROWS, LANES, WIDTH, SPLITS, GROUPED, STATISTIC,
+        RELU, FROZEN, ROWS, LANES, WIDTH, SPLITS, GROUPED, FULL, VECTOR, STATISTIC,
     )  # fmt: skip
 
 

@@ -7,7 +7,10 @@ values. Its rows are the pairs (a, b), `rows` in number. A tile is `[ROWS, LANES
     by columns   D is 1, and the lanes are channels
 
 WIDTH channels are a program's: LANES by columns, 1 by rows. A vector of theirs is `[1, WIDTH]`.
-Offsets have 64 bits. What a kernel does not need is None, which Triton compiles away.
+Offsets have 64 bits; tiles are counted in 32, for a GPU divides 64 by some hundred instructions.
+FULL says that every tile has all of its rows (1), its lanes (2), or both (3): what is known is not
+asked of an element. A GPU's thread has seven registers for answers, and where they do not suffice
+its loads wait for one another. What a kernel does not need is None, which Triton compiles away.
 """
 
 import triton
@@ -18,23 +21,95 @@ import triton.language as tl
 def mine(number, C, WIDTH: tl.constexpr):
     """The group of the program of this number, its channels `[1, WIDTH]`, and which there are."""
     blocks = tl.cdiv(C, WIDTH)
-    group = tl.full((), 0, tl.int64) + number // blocks
-    channel = (number % blocks) * WIDTH + tl.arange(0, WIDTH)[None, :]
-    return group, channel, channel < C
+    group = number // blocks
+    channel = (number - group * blocks) * WIDTH + tl.arange(0, WIDTH)[None, :]
+    return tl.full((), 0, tl.int64) + group, channel, channel < C
 
 
 @triton.jit
-def place(tile, rows, D, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
+def span(split, per_split, tiles):
+    """The first tile of a split, and the one behind its last."""
+    first = split * per_split
+    return first, tl.minimum(first + per_split, tiles)
+
+
+@triton.jit
+def place(
+    tile, rows, D, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr
+):
     """A tile's rows `[ROWS, 1]`, its positions in D, and which of these there are."""
-    tile = tl.full((), 0, tl.int64) + tile
-    if WIDTH == LANES:  # by columns, where D is 1
-        row = tile * ROWS + tl.arange(0, ROWS)[:, None]
+    down, across = corner(tile, D, ROWS, LANES, WIDTH)
+    row = down + tl.arange(0, ROWS)[:, None]
+    if WIDTH == LANES:
         position = tl.zeros((1, 1), tl.int64)
     else:
-        across = tl.cdiv(D, LANES)
-        row = (tile // across) * ROWS + tl.arange(0, ROWS)[:, None]
-        position = (tile % across) * LANES + tl.arange(0, LANES)[None, :]
-    return row, position, (row < rows) & (position < D)
+        position = across + tl.arange(0, LANES)[None, :]
+    if FULL & 2:
+        inside = row < rows
+    elif FULL & 1:
+        inside = position < D
+    else:
+        inside = (row < rows) & (position < D)
+    return row, position, inside
+
+
+@triton.jit
+def corner(tile, D, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """The first row of a tile, and its first position in D; by columns D is 1."""
+    across = tl.full((), 0, tl.int64)
+    if WIDTH == LANES:
+        down = across + tile
+    else:
+        pieces = tl.cdiv(D, LANES)
+        down = across + tile // pieces
+        across += tile - tile // pieces * pieces
+    return down * ROWS, across * LANES
+
+
+@triton.jit
+def among(inside, known, WIDTH: tl.constexpr, FULL: tl.constexpr):
+    """Which elements of a tile there are: a program of one channel has no other."""
+    if WIDTH != 1 and not FULL & 2:
+        inside = inside & known
+    return inside
+
+
+@triton.jit
+def loaded(pointer, there, LIKE: tl.constexpr, FULL: tl.constexpr, POLICY: tl.constexpr):
+    """Elements as numbers of the statistics' type, 0 where there are none."""
+    if FULL == 3:
+        values = tl.load(pointer, eviction_policy=POLICY)
+    else:
+        values = tl.load(pointer, mask=there, other=0, eviction_policy=POLICY)
+    return values.to(LIKE)
+
+
+@triton.jit
+def where_there(there, values, FULL: tl.constexpr):
+    """The values, 0 where there is no element."""
+    if FULL != 3:
+        values = tl.where(there, values, 0.0)
+    return values
+
+
+@triton.jit
+def store(pointer, values, there, FULL: tl.constexpr):
+    """Writes a tile, which nobody will read soon."""
+    values = values.to(pointer.dtype.element_ty)
+    if FULL == 3:
+        tl.store(pointer, values, eviction_policy="evict_first")
+    else:
+        tl.store(pointer, values, mask=there, eviction_policy="evict_first")
+
+
+@triton.jit
+def in_vectors(C, D, LANES: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr):
+    """C and D, of whichever lies together in memory the compiler sees that VECTOR divides it."""
+    if WIDTH == LANES:
+        C = C // VECTOR * VECTOR
+    else:
+        D = D // VECTOR * VECTOR
+    return C, D
 
 
 @triton.jit
@@ -103,12 +178,9 @@ def standardized(value, center, remainder, slope, shift):
 
 @triton.jit
 def filled(tile, rows, D, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """How many values of each channel a tile has, in float64."""
-    tile = tl.full((), 0, tl.int64) + tile
-    if WIDTH == LANES:
-        n = tl.minimum(rows - tile * ROWS, ROWS)
-    else:
-        across = tl.cdiv(D, LANES)
-        n = tl.minimum(rows - (tile // across) * ROWS, ROWS)
-        n *= tl.minimum(D - (tile % across) * LANES, LANES)
-    return n.to(tl.float64)
+    """How many values of each channel a tile has."""
+    down, across = corner(tile, D, ROWS, LANES, WIDTH)
+    n = tl.minimum(rows - down, ROWS)
+    if WIDTH != LANES:
+        n *= tl.minimum(D - across, LANES)
+    return n

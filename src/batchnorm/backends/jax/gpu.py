@@ -29,11 +29,11 @@ class _Call:
             a, g, b, _, d = weights.shape
             own = (a, g, b, d)
             self.weights = weights.astype(results.statistics(x)).reshape(own)
-        self.how: Layout = layout(x.shape, x.dtype.itemsize)
+        self.how: Layout = layout(x.shape, x.dtype.itemsize, weights is not None)
         self.steps = strides(x.shape, own)
         self.groups, _, c, d = self.how.sizes
         both = {"C": c, "STATISTIC": tl.float64 if x.dtype == jnp.float64 else tl.float32}
-        self.constants = {**self.how.constants, **both, "D": d}
+        self.constants = {**self.how.constants, **both, "D": d, "num_warps": self.how.warps}
         self.merging = {**both, "WIDTH": self.how.WIDTH, "SPLITS": self.how.SPLITS}
 
     def walk(self, *, splits: bool) -> tuple[int, ...]:
@@ -43,10 +43,14 @@ class _Call:
         return how.rows, how.tiles, how.per_split, *number, *how.sizes[:2], *self.steps
 
     @property
-    def backward_warps(self) -> int:
-        """Of `backward_input`. jax-triton (0.3.1) has no limit of registers to set; eight warps get
-        64 from the compiler, where weights take more, and spill."""
-        return WARPS if self.weights is None else WARPS // 2
+    def backward_input(self) -> dict[str, Any]:
+        """The constants of this kernel.
+
+        jax-triton (0.3.1) has no limit of registers to set; the compiler gives many warps fewer
+        than they take, and spills.
+        """
+        warps = WARPS if self.weights is None else self.how.warps // 2
+        return {**self.constants, "SPLITS": self.how.SPLITS, "num_warps": warps}
 
     def partial(self, number: int) -> list[ShapeDtypeStruct]:
         """Room for what each split leaves, so many float64 for each channel."""
@@ -60,7 +64,7 @@ def _launch(
     operands: Sequence[Array | None],
     numbers: Sequence[float],
     shapes: list[ShapeDtypeStruct],
-    warps: int = WARPS,
+    num_warps: int = WARPS,
     **constants: Any,
 ) -> list[Array]:
     """The results of a kernel of `ordered.py`."""
@@ -74,7 +78,7 @@ def _launch(
         kernel=kernel,
         out_shape=shapes,
         grid=grid,
-        num_warps=warps,
+        num_warps=num_warps,
         ABSENT=absent,
         **constants,
     )
@@ -89,7 +93,7 @@ def _partial_moments(call: _Call) -> Array:
         (call.x, call.weights),
         call.walk(splits=False),
         call.partial(3),
-        CHUNK=CHUNK if call.weights is None else 1,
+        CHUNK=CHUNK,
         **call.constants,
     )
     return partial
@@ -180,10 +184,8 @@ def backward(
         (*call.walk(splits=True), epsilon),
         [results.like(x), *results.vectors(x, 2)],
         RELU=activation == 1,
-        warps=call.backward_warps,
         FROZEN=frozen,
-        SPLITS=call.how.SPLITS,
-        **call.constants,
+        **call.backward_input,
     )
 
 
@@ -240,10 +242,8 @@ def backward_input(
         (*call.walk(splits=True), epsilon),
         [results.like(x)],
         RELU=activation == 1,
-        warps=call.backward_warps,
         FROZEN=False,
-        SPLITS=call.how.SPLITS,
-        **call.constants,
+        **call.backward_input,
     )
     return dx
 

@@ -29,14 +29,64 @@ from batchnorm.backends.torch.operators import function, registry
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *operands: Any, **constants: Any) -> None:
-    """Starts a kernel."""
-    kernel[grid](*operands, **constants, num_warps=WARPS, maxnreg=REGISTERS)
+    """Starts a kernel; its warps are among the constants."""
+    kernel[grid](*operands, **constants, maxnreg=REGISTERS)
+
+
+class Launch:
+    """The kernels of one call: what they have in common, of operands that lie as they are read."""
+
+    __slots__ = ("alike", "how", "read", "statistic", "weights", "wsizes", "x")
+
+    def __init__(
+        self,
+        x: Tensor,
+        read: tuple[int, int, int, int, int],
+        alike: Sequence[Tensor] = (),
+        weights: Tensor | None = None,
+        wsizes: tuple[int, ...] = (),
+    ) -> None:
+        self.x, self.read, self.alike = x, read, alike
+        self.weights, self.wsizes = weights, wsizes
+        self.how: Layout = layout(read, x.element_size(), weights is not None)
+        self.statistic = tl.float64 if x.dtype is torch.float64 else tl.float32
+
+    def run(self, name: str, given: Mapping[str, Any]) -> None:
+        """Starts the kernels of an operator."""
+        with torch.cuda.device_of(self.x):
+            _STEPS[name](self, given)
+
+    def walk(self, *, splits: bool = False) -> tuple[int, ...]:
+        """The numbers that every kernel of x gets."""
+        how = self.how
+        number = (how.splits,) if splits else ()
+        own = None if self.weights is None else self.wsizes
+        walked = (how.rows, how.tiles, how.per_split, *number, *how.sizes)
+        return *walked, *strides(self.read, own)
+
+    def tiles(self, **more: Any) -> dict[str, Any]:
+        """The constants of every kernel of x."""
+        how = self.how
+        return {**how.constants, "STATISTIC": self.statistic, "num_warps": how.warps, **more}
+
+    def partial(self, number: int) -> Tensor:
+        """Room for what each split leaves, so many numbers for each channel."""
+        how = self.how
+        shape = (number, how.splits, how.vectors)
+        return torch.empty(shape, dtype=torch.float64, device=self.x.device)
+
+    @property
+    def merging(self) -> dict[str, Any]:
+        """The constants of a kernel that puts the splits of each channel together."""
+        how = self.how
+        tile = {"WIDTH": how.WIDTH, "SPLITS": how.SPLITS, "STATISTIC": self.statistic}
+        return {**tile, "num_warps": WARPS}
 
 
 class Call(Operands):
-    """The operands of one call, and what its kernels have in common."""
+    """The operands of one call, looked at."""
 
-    __slots__ = ("how", "statistic")
+    __slots__ = ()
 
     def vector(self, vector: Tensor | None, shape: tuple[int, int] | None = None) -> Tensor | None:
         if vector is not None and vector.device != self.x.device:
@@ -51,10 +101,7 @@ class Call(Operands):
         if self.x.numel() == 0:
             self._nothing({one: given[one] for one in KERNELS[name].gives.split()})
             return
-        self.how = layout(self.read, self.x.element_size())
-        self.statistic = {torch.float64: tl.float64}.get(self.dtype, tl.float32)
-        with torch.cuda.device_of(self.x):
-            _STEPS[name](self, given)
+        Launch(self.x, self.read, self.alike, self.weights, self.wsizes).run(name, given)
 
     def _nothing(self, results: Mapping[str, Tensor]) -> None:
         """The results of an x without elements; groups without channels have weights too."""
@@ -68,52 +115,29 @@ class Call(Operands):
                 weights = self.weights.view(self.wsizes).expand(a, g, b, d)
                 one.copy_(weights.sum((0, 2, 3)).view(self.groups))
 
-    def walk(self, *, splits: bool = False) -> tuple[int, ...]:
-        """The numbers that every kernel of x gets."""
-        how: Layout = self.how
-        number = (how.splits,) if splits else ()
-        own = None if self.weights is None else self.wsizes
-        walked = (how.rows, how.tiles, how.per_split, *number, *how.sizes)
-        return *walked, *strides(self.read, own)
 
-    def tiles(self, **more: Any) -> dict[str, Any]:
-        """The constants of every kernel of x."""
-        return {**self.how.constants, "STATISTIC": self.statistic, **more}
-
-    def partial(self, number: int) -> Tensor:
-        """Room for what each split leaves, so many numbers for each channel."""
-        how: Layout = self.how
-        shape = (number, how.splits, how.vectors)
-        return torch.empty(shape, dtype=torch.float64, device=self.x.device)
-
-    @property
-    def merging(self) -> dict[str, Any]:
-        """The constants of a kernel that puts the splits of each channel together."""
-        return {"WIDTH": self.how.WIDTH, "SPLITS": self.how.SPLITS, "STATISTIC": self.statistic}
+MOMENTS = ("mean", "remainder", "variance", "count")
+STATE = ("moving_mean", "moving_variance", "skipped_updates", "num_updates")
 
 
-_MOMENTS = ("mean", "remainder", "variance", "count")
-
-
-def _partial_moments(call: Call) -> Tensor:
+def _partial_moments(call: Launch) -> Tensor:
     partial = call.partial(3)
-    chunk = CHUNK if call.weights is None else 1
     operands = (call.x, call.weights, partial, *call.walk())
-    launch(moments.moments, call.how.grid, *operands, **call.tiles(CHUNK=chunk))
+    launch(moments.moments, call.how.grid, *operands, **call.tiles(CHUNK=CHUNK))
     return partial
 
 
-def _moments(call: Call, given: Mapping[str, Any]) -> None:
+def _moments(call: Launch, given: Mapping[str, Any]) -> None:
     partial = _partial_moments(call)
     g, _, c, _ = call.how.sizes
-    results = (given[name] for name in _MOMENTS)
+    results = (given[name] for name in MOMENTS)
     grid = (call.how.programs,)
     launch(moments.merge, grid, partial, *results, g, c, call.how.splits, **call.merging)
 
 
-def _standardize(call: Call, given: Mapping[str, Any], partial: Tensor | None = None) -> None:
+def _standardize(call: Launch, given: Mapping[str, Any], partial: Tensor | None = None) -> None:
     residual = call.alike[0] if call.alike else None
-    vectors = (given.get(name) for name in (*_MOMENTS, "scale", "offset"))
+    vectors = (given.get(name) for name in (*MOMENTS, "scale", "offset"))
     launch(
         standardize.standardize,
         call.how.grid,
@@ -123,17 +147,17 @@ def _standardize(call: Call, given: Mapping[str, Any], partial: Tensor | None = 
     )
 
 
-def _forward(call: Call, given: Mapping[str, Any]) -> None:
+def _forward(call: Launch, given: Mapping[str, Any]) -> None:
     _standardize(call, given, _partial_moments(call))
 
 
-def _alike(call: Call) -> tuple[Tensor, Tensor | None]:
+def _alike(call: Launch) -> tuple[Tensor, Tensor | None]:
     """dy, and y where it was saved."""
     dy, *y = call.alike
     return dy, y[0] if y else None
 
 
-def _partial_sums(call: Call, given: Mapping[str, Any]) -> Tensor:
+def _partial_sums(call: Launch, given: Mapping[str, Any]) -> Tensor:
     partial = call.partial(2)
     vectors = (given[name] for name in ("mean", "remainder", "variance", "scale", "offset"))
     launch(
@@ -146,7 +170,7 @@ def _partial_sums(call: Call, given: Mapping[str, Any]) -> Tensor:
     return partial
 
 
-def _backward_sums(call: Call, given: Mapping[str, Any]) -> None:
+def _backward_sums(call: Launch, given: Mapping[str, Any]) -> None:
     partial = _partial_sums(call, given)
     g, _, c, _ = call.how.sizes
     vectors = (given[name] for name in ("remainder", "variance", "sum_dy", "sum_dy_xh"))
@@ -154,7 +178,7 @@ def _backward_sums(call: Call, given: Mapping[str, Any]) -> None:
     launch(backward.merge_sums, (call.how.programs,), partial, *vectors, *numbers, **call.merging)
 
 
-def _backward_input(call: Call, given: Mapping[str, Any], partial: Tensor | None = None) -> None:
+def _backward_input(call: Launch, given: Mapping[str, Any], partial: Tensor | None = None) -> None:
     vectors = ("count", "mean", "remainder", "variance", "scale", "offset", "live")
     results = ("sum_dy", "sum_dy_xh", "dx", "d_residual")
     launch(
@@ -167,11 +191,11 @@ def _backward_input(call: Call, given: Mapping[str, Any], partial: Tensor | None
     )
 
 
-def _backward(call: Call, given: Mapping[str, Any]) -> None:
+def _backward(call: Launch, given: Mapping[str, Any]) -> None:
     _backward_input(call, given, _partial_sums(call, given))
 
 
-_STEPS: dict[str, Callable[[Call, Mapping[str, Any]], None]] = {
+_STEPS: dict[str, Callable[[Launch, Mapping[str, Any]], None]] = {
     "moments": _moments,
     "standardize": _standardize,
     "forward": _forward,
@@ -193,8 +217,7 @@ def remember(
 ) -> dict[str, Tensor] | None:
     """The moving averages and counters after a step; None for a state that lies otherwise."""
     mean = moments[0]
-    names = ("moving_mean", "moving_variance", "skipped_updates", "num_updates")
-    old = {name: state[name] for name in names if name in state}
+    old = {name: state[name] for name in STATE if name in state}
     for name, one in old.items():
         size = 1 if name == "num_updates" else mean.numel()
         right = (
@@ -209,17 +232,35 @@ def remember(
         if "num_updates" in new:
             new["num_updates"] = old["num_updates"] + 1
         return new
-    tensors = (*moments, *(some.get(name) for some in (old, new) for name in names))
+    remember_into(old, new, moments, momentum, unbiased, propagate)
+    return new
+
+
+def remember_into(
+    old: Mapping[str, Tensor | None],
+    new: Mapping[str, Tensor],
+    moments: Sequence[Tensor],
+    momentum: float,
+    unbiased: bool,
+    propagate: bool,
+) -> None:
+    """Writes the averages and counters after a step, in memory that may be that of the old ones.
+
+    A counter that is not among the old ones is left alone.
+    """
+    mean = moments[0]
+    absent = {name for name in STATE if old.get(name) is None}
+    tensors = (None if name in absent else some[name] for some in (old, new) for name in STATE)
     with torch.cuda.device_of(mean):
         launch(
             remember_kernel,
             (-(-mean.numel() // BLOCK),),
-            *(*tensors, mean.numel(), mean.shape[1], momentum),
+            *(*moments, *tensors, mean.numel(), mean.shape[1], momentum),
             UNBIASED=unbiased,
             PROPAGATE=propagate,
             BLOCK=BLOCK,
+            num_warps=WARPS,
         )
-    return new
 
 
 # What the operators run; callable on plain tensors too, past torch's dispatcher.

@@ -2,25 +2,21 @@
 
 It computes what the steps compute, by the same kernels, and takes nothing but plain tensors in
 plain memory, or in channels-last order, that nobody watches; all others take the steps.
+`whole_cpu` and `whole_gpu` have the calls.
 """
 
 from __future__ import annotations
 
-import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
 
-from batchnorm._native.library import check
 from batchnorm.backends.fused import ACTIVATIONS
-from batchnorm.backends.torch.place import UNAVAILABLE
+from batchnorm.backends.torch import derivatives
 from batchnorm.backends.torch.watchers import PLAIN, observed
-
-if UNAVAILABLE is None:
-    from batchnorm.backends.torch.call import CODES, HUGE, kernels
-    from batchnorm.backends.torch.derivatives import run
 
 State = dict[str, torch.Tensor]
 Lies = tuple[torch.memory_format, Any]
@@ -32,22 +28,26 @@ class InPlace(State):
     """A state whose tensors may become the new state's: a module's buffers."""
 
 
-class Ready:
-    """What the calls of a plan have in common, as the kernels take it."""
+class Ready(ABC):
+    """What the calls of a plan have in common, and the kernels.
+
+    `at` is where mean, remainder, variance and count are, as the kernels take it; `kept` are the
+    tensors of them that a derivative needs.
+    """
+
+    counters: tuple[torch.dtype, ...]  # types that the kernels count in
 
     def __init__(self, plan: Any) -> None:
         options, view = plan.options, plan.view
         self.sizes = view.canonical
         a, g, b, c, d = view.canonical
-        self.read = [(torch.contiguous_format, (ctypes.c_int64 * 5)(a, g, b, c, d))]
+        self.read = [(torch.contiguous_format, self.order(a, g, b, c, d))]
         native = CHANNELS_LAST.get(len(view.shape))
         if view.axes == (1,) and native is not None:
-            self.read.append((native, (ctypes.c_int64 * 5)(a, g, b * d, c, 1)))
+            self.read.append((native, self.order(a, g, b * d, c, 1)))
         self.rows = view.row_shape
         self.length = self.rows[0] * self.rows[1]
         self.statistics = getattr(torch, plan.dtype)
-        self.step = self.length * self.statistics.itemsize
-        self.code = CODES[self.statistics]
         self.epsilon, self.activation = options.epsilon, ACTIVATIONS[options.activation]
         self.how = (
             options.momentum,
@@ -62,34 +62,89 @@ class Ready:
                 return lies
         return None
 
-    def holds(self, vector: Any) -> bool:
+    def holds(self, vector: Any, x: torch.Tensor) -> bool:
         """Whether a vector lies as the kernels read it."""
         return (
             type(vector) in PLAIN
             and vector.dtype is self.statistics
             and vector.numel() == self.length
             and vector.is_contiguous()
-            and vector.is_cpu
+            and self.beside(vector, x)
             and not vector.is_neg()
         )
 
+    def counts(self, counter: torch.Tensor, x: torch.Tensor, length: int) -> bool:
+        """Whether a counter lies as the kernels read it."""
+        return (
+            counter.dtype in self.counters
+            and counter.numel() == length
+            and counter.is_contiguous()
+            and self.beside(counter, x)
+        )
+
+    @staticmethod
+    @abstractmethod
+    def beside(vector: torch.Tensor, x: torch.Tensor) -> bool:
+        """Whether a vector is where x is."""
+
+    @staticmethod
+    @abstractmethod
+    def order(*sizes: int) -> Any:
+        """Sizes as the kernels take them."""
+
+    @abstractmethod
+    def infer(self, lies: Lies, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any) -> Any:
+        """y by these statistics."""
+
+    @abstractmethod
+    def forward(self, lies: Lies, x: Any, gamma: Any, beta: Any) -> tuple[torch.Tensor, ...]:
+        """y, and what is kept of the moments."""
+
+    @abstractmethod
+    def backward(
+        self, lies: Lies, x: Any, dy: Any, gamma: Any, beta: Any, at: Any, frozen: bool
+    ) -> Any:
+        """The gradients of x, gamma and beta."""
+
+    @abstractmethod
+    def remember(
+        self, kept: Any, state: Mapping[str, Any], new: Mapping[str, Any], number: Any
+    ) -> None:
+        """Writes the new averages and counters, the `number` of updates only where it is given."""
+
+    @abstractmethod
+    def at(self, kept: Any) -> Any:
+        """Where moments are."""
+
+    @abstractmethod
+    def at_moving(self, mean: Any, variance: Any) -> Any:
+        """Where statistics are that no batch measured."""
+
+    @abstractmethod
+    def vectors(self, kept: Any) -> list[torch.Tensor]:
+        """The moments as the operators take them."""
+
 
 def whole(
-    plan: Any, x: torch.Tensor, parameters: Mapping[str, Any], state: Mapping[str, Any]
+    kind: type[Ready],
+    plan: Any,
+    x: torch.Tensor,
+    parameters: Mapping[str, Any],
+    state: Mapping[str, Any],
 ) -> tuple[torch.Tensor, State] | None:
     """What the steps return; None where they must be taken."""
     if type(x) not in PLAIN or x.is_neg() or observed():
         return None
-    ready = plan.ready.get("torch")
+    ready = plan.ready.get(kind)
     if ready is None:
-        ready = plan.ready["torch"] = Ready(plan)
+        ready = plan.ready[kind] = kind(plan)
     lies = ready.lies(x)
     if lies is None:
         return None
     gamma, beta = parameters.get("gamma"), parameters.get("beta")
     mean, variance = state.get("moving_mean"), state.get("moving_variance")
     for vector in (gamma, beta, mean, variance):
-        if vector is not None and not ready.holds(vector):
+        if vector is not None and not ready.holds(vector, x):
             return None
     if (
         (plan.needed and (mean is None or variance is None))
@@ -99,16 +154,22 @@ def whole(
         return None
     learns = torch.is_grad_enabled() and _learns(x, gamma, beta)
     if not plan.batch:
-        infer = _infer_learning if learns else _infer
-        return infer(ready, lies, x, gamma, beta, mean, variance), dict(state)
+        operands = (lies, x, gamma, beta, mean, variance)
+        y = _infer_learning(ready, *operands) if learns else ready.infer(*operands)
+        return y, dict(state)
     skipped, number = state.get("skipped_updates"), state.get("num_updates")
     if not all(one is None or type(one) in PLAIN for one in (skipped, number)):
         return None
-    if skipped is not None and not _counts(skipped, ready.length):
+    if skipped is not None and not (
+        skipped.dtype is torch.int32 and ready.counts(skipped, x, ready.length)
+    ):
         return None
-    counted = number if number is not None and _counts(number, 1) else None
-    forward = _forward_learning if learns else _forward
-    y, moments = forward(ready, lies, x, gamma, beta)
+    counted = number if number is not None and ready.counts(number, x, 1) else None
+    y, *kept = (
+        _forward_learning(ready, lies, x, gamma, beta)
+        if learns
+        else ready.forward(lies, x, gamma, beta)
+    )
     if not plan.update:
         return y, dict(state)
     assert mean is not None
@@ -119,21 +180,7 @@ def whole(
     new = {name: torch.empty_like(one) for name, one in state.items()} if own is None else own
     if own is not None:  # what autograd kept of them must notice
         increment_version(list(own.values()))
-    code = kernels.bn_remember(
-        ready.code,
-        *ready.rows,
-        *_pointers(ready, moments),
-        *ready.how,
-        mean.data_ptr(),
-        variance.data_ptr(),
-        _pointer(skipped),
-        _pointer(counted),
-        new["moving_mean"].data_ptr(),
-        new["moving_variance"].data_ptr(),
-        _pointer(new.get("skipped_updates")),
-        None if counted is None else new["num_updates"].data_ptr(),
-    )
-    check(kernels, code)
+    ready.remember(kept, state, new, counted)
     if number is not None and counted is None:  # torch's modules count in int64
         new["num_updates"] = number + 1 if own is None else number.add_(1)
     return y, new
@@ -146,103 +193,29 @@ def _learns(*tensors: torch.Tensor | None) -> bool:
     return False
 
 
-def _counts(counter: torch.Tensor, length: int) -> bool:
-    """Whether a counter lies as the kernels read it."""
-    return (
-        counter.dtype is torch.int32
-        and counter.numel() == length
-        and counter.is_contiguous()
-        and counter.is_cpu
-    )
-
-
-def _pointers(ready: Ready, moments: torch.Tensor) -> tuple[int, int, int, int]:
-    """Mean, remainder, variance and count in the one tensor that holds them."""
-    at, step = moments.data_ptr(), ready.step
-    return at, at + step, at + 2 * step, at + 3 * step
-
-
-def _fresh(x: torch.Tensor) -> torch.Tensor:
-    out = torch.empty_like(x)
-    if out.nbytes >= HUGE:
-        kernels.bn_advise_huge(out.data_ptr(), out.nbytes)
-    return out
-
-
-def _pointer(vector: torch.Tensor | None) -> int | None:
-    return None if vector is None else vector.data_ptr()
-
-
-def _infer(
-    ready: Ready, lies: Lies, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any
-) -> torch.Tensor:
-    y = _fresh(x)
-    code = kernels.bn_standardize(
-        CODES[x.dtype],
-        lies[1],
-        x.data_ptr(),
-        None,
-        None,
-        mean.data_ptr(),
-        None,
-        variance.data_ptr(),
-        ready.epsilon,
-        _pointer(gamma),
-        _pointer(beta),
-        ready.activation,
-        y.data_ptr(),
-    )
-    check(kernels, code)
-    return y
-
-
-def _forward(
-    ready: Ready, lies: Lies, x: Any, gamma: Any, beta: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    y = _fresh(x)
-    moments = torch.empty(3 * ready.length + ready.rows[0], dtype=ready.statistics)
-    code = kernels.bn_forward(
-        CODES[x.dtype],
-        lies[1],
-        x.data_ptr(),
-        None,
-        None,
-        ready.epsilon,
-        _pointer(gamma),
-        _pointer(beta),
-        ready.activation,
-        *_pointers(ready, moments),
-        y.data_ptr(),
-    )
-    check(kernels, code)
-    return y, moments
-
-
 class _Forward(torch.autograd.Function):
-    """y and the moments; the derivative is that of the operator `forward`."""
+    """y and what is kept; the derivative is that of the operator `forward`."""
 
     @staticmethod
     def forward(ctx: Any, ready: Ready, lies: Lies, x: Any, gamma: Any, beta: Any) -> Any:
-        y, moments = _forward(ready, lies, x, gamma, beta)
+        y, *kept = ready.forward(lies, x, gamma, beta)
         ctx.ready, ctx.lies = ready, lies
-        ctx.save_for_backward(x, gamma, beta, moments)
-        ctx.mark_non_differentiable(moments)
+        ctx.save_for_backward(x, gamma, beta, *kept)
+        ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        return y, moments
+        return y, *kept
 
     @staticmethod
-    def backward(ctx: Any, dy: Any, _: Any) -> Any:
+    def backward(ctx: Any, dy: Any, *_: Any) -> Any:
         if dy is None:
             return None, None, None, None, None
-        x, gamma, beta, moments = ctx.saved_tensors
+        x, gamma, beta, *kept = ctx.saved_tensors
         ready = ctx.ready
         if _must_see(ctx, x, dy):
-            n = ready.length
-            vectors = [moments[i * n : (i + 1) * n].view(ready.rows) for i in range(3)]
-            vectors.append(moments[3 * n :].view(-1, 1))
-            return None, None, *_by_operator(ready, x, dy, gamma, beta, vectors, False)
-        at = _pointers(ready, moments)
-        return None, None, *_backward(ready, ctx.lies, x, dy, gamma, beta, at, False)
+            found = _by_operator(ready, x, dy, gamma, beta, ready.vectors(kept), False)
+        else:
+            found = ready.backward(ctx.lies, x, dy, gamma, beta, ready.at(kept), False)
+        return None, None, *found
 
 
 class _Infer(torch.autograd.Function):
@@ -255,7 +228,7 @@ class _Infer(torch.autograd.Function):
         ctx.ready, ctx.lies = ready, lies
         # as they are now: a step may update them in place before the gradient is asked for
         ctx.save_for_backward(x, gamma, beta, mean.clone(), variance.clone())
-        return _infer(ready, lies, x, gamma, beta, mean, variance)
+        return ready.infer(lies, x, gamma, beta, mean, variance)
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
@@ -265,8 +238,8 @@ class _Infer(torch.autograd.Function):
             rows = (mean.reshape(ready.rows), None, variance.reshape(ready.rows), None)
             found = _by_operator(ready, x, dy, gamma, beta, rows, True)
         else:
-            at = (mean.data_ptr(), None, variance.data_ptr(), None)
-            found = _backward(ready, ctx.lies, x, dy, gamma, beta, at, True)
+            at = ready.at_moving(mean, variance)
+            found = ready.backward(ctx.lies, x, dy, gamma, beta, at, True)
         return None, None, *found, None, None
 
 
@@ -288,41 +261,6 @@ def _must_see(ctx: Any, x: torch.Tensor, dy: torch.Tensor) -> bool:
     )
 
 
-def _backward(
-    ready: Ready, lies: Lies, x: Any, dy: Any, gamma: Any, beta: Any, at: Any, frozen: bool
-) -> Any:
-    """The gradients of x, gamma and beta; `at` is where mean, remainder, variance and count are."""
-    dx = _fresh(x)
-    sum_dy, sum_dy_xh = (
-        torch.empty(ready.length, dtype=ready.statistics) if one is None else torch.empty_like(one)
-        for one in (beta, gamma)
-    )
-    mean, remainder, variance, count = at
-    code = kernels.bn_backward(
-        CODES[x.dtype],
-        lies[1],
-        x.data_ptr(),
-        dy.data_ptr(),
-        None,
-        None,
-        count,
-        mean,
-        remainder,
-        variance,
-        ready.epsilon,
-        _pointer(gamma),
-        _pointer(beta),
-        ready.activation,
-        None,
-        frozen,
-        sum_dy.data_ptr(),
-        sum_dy_xh.data_ptr(),
-        dx.data_ptr(),
-    )
-    check(kernels, code)
-    return dx, None if gamma is None else sum_dy_xh, None if beta is None else sum_dy
-
-
 def _by_operator(
     ready: Ready, x: Any, dy: Any, gamma: Any, beta: Any, vectors: Any, frozen: bool
 ) -> Any:
@@ -333,6 +271,6 @@ def _by_operator(
     if torch._C._functorch.is_legacy_batchedtensor(dy):
         dx, sum_dy, sum_dy_xh = torch.ops.batchnorm.backward(*operands)
     else:
-        dx, sum_dy, sum_dy_xh = run("backward", *operands)
+        dx, sum_dy, sum_dy_xh = derivatives.run("backward", *operands)
     d_gamma = None if gamma is None else sum_dy_xh.reshape(gamma.shape)
     return dx, d_gamma, None if beta is None else sum_dy.reshape(beta.shape)
