@@ -117,7 +117,10 @@ BARS = (
     _at_least(1.6, "modules", "BN + add + ReLU, torch's three steps over our one", BIG,
               variant="block", **FLOATS),
     _at_least(2, "flax", "a step of one module, flax over ours, from 6 MB", (6, 206)),
-    _at_least(0.85, "flax", "a step of one module, flax over ours, small tensors", (0, 0.01)),
+    _at_least(0.85, "flax", "a step of one module, flax over ours, small tensors", (0, 0.01),
+              variant=("nnx", "linen")),
+    _at_least(1, "flax", "a step of four layers, flax over ours, small tensors", (0, 0.01),
+              variant="linen, 4 layers"),
     *(
         _at_least(limit, "models", f"a step of a small ResNet on {framework}", (1, 2),
                   framework=framework, ours="ours")

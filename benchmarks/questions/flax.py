@@ -1,7 +1,9 @@
 """Modules of `batchnorm.flax` beside flax's own, nnx and linen: a jitted training step of one.
 
 A step is forward and backward, and what is remembered: y, the new statistics, and the gradients of
-x, gamma and beta.
+x, gamma and beta. And a step of four layers on a small input, each with ReLU: XLA runs a program of
+few operations in the thread that asks, and one of more in several, which costs more than a small
+layer does.
 """
 
 from __future__ import annotations
@@ -21,28 +23,31 @@ from benchmarks.ours import EPSILON, MOMENTUM
 from benchmarks.timing import Contest
 
 LEAST = 5  # megabytes: below, a call costs more than its arithmetic
+FOUR = "linen, 4 layers"
 LAYERS: dict[str, tuple[Any, Any]] = {
     "nnx": (batchnorm.flax.BatchNorm, nnx.BatchNorm),
     "linen": (batchnorm.flax.linen.BatchNorm, flax.linen.BatchNorm),
 }
+LAYERS[FOUR] = LAYERS["linen"]
 
 
 def cases(settings: Settings) -> list[Case]:
     """Dense inputs, where the call counts, and the large spatial ones."""
     sizes = settings.all_sizes()
     spatial = [one for one in sizes if one.positions]
+    dense = [one for one in sizes if not one.positions]
     big = [one for one in spatial if one.megabytes("float32") > LEAST] or spatial
     return [
         Case("forward + backward", size, "float32", layout, api)
         for api in LAYERS
-        for size in [one for one in sizes if not one.positions] + big
+        for size in (dense if api == FOUR else dense + big)
         for layout in size.layouts(settings.layouts)
     ]
 
 
 def contest(case: Case, settings: Settings) -> Contest:
     given = with_jax.given(case)
-    step = _nnx if case.variant == "nnx" else _linen
+    step = {"nnx": _nnx, "linen": _linen, FOUR: _four}[case.variant]
     ours, theirs = (step(layer, given) for layer in LAYERS[case.variant])
     return Contest({"ours": ours}, peers={"flax": theirs}, rounds=1 if case.size.positions else 5)
 
@@ -63,8 +68,27 @@ def _nnx(layer: Any, given: Any) -> Callable[[], Any]:
     return _stepping(normalize, given, parameters, rest)
 
 
+class _Layers(flax.linen.Module):
+    """Four layers, each with ReLU."""
+
+    layer: Callable[[], Any]
+
+    @flax.linen.compact
+    def __call__(self, x: Any) -> Any:
+        for _ in range(4):
+            x = flax.linen.relu(self.layer()(x))
+        return x
+
+
 def _linen(layer: Any, given: Any) -> Callable[[], Any]:
-    module = layer(use_running_average=False, **_options(given))
+    return _step_of(layer(use_running_average=False, **_options(given)), given)
+
+
+def _four(layer: Any, given: Any) -> Callable[[], Any]:
+    return _step_of(_Layers(lambda: layer(use_running_average=False, **_options(given))), given)
+
+
+def _step_of(module: Any, given: Any) -> Callable[[], Any]:
     variables = module.init(jax.random.key(0), given.x)
 
     def normalize(x: Any, parameters: Any, rest: Any) -> Any:
