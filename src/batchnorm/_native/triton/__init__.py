@@ -14,6 +14,7 @@ results are the same bits at every run. It begins where the first one ended, so 
 in the cache is read from there.
 
 Triton compiles a kernel anew for other types, constants, absent operands, and for sizes that are 1
-or that 16 divides, where it is not told otherwise: here these are C and D alone, which decide how
-wide a load may be, so that the layers of a network share their kernels.
+or that 16 divides, where it is not told otherwise: here these are C and D alone. What else decides
+how loads are made are constants, FULL and VECTOR: few values, so that the layers of a network share
+their kernels.
 """

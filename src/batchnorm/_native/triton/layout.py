@@ -20,7 +20,7 @@ MOST = 128  # splits, whose partial results the next kernel merges
 SPLITS = (4, 32, 64)  # at a time as many of them
 CHUNK = 32  # tiles whose sums stay in float32: as many numbers in each lane
 NARROWEST, WIDEST = 64, 512  # lanes of a row, where it has as many
-FULL = 0.9  # of these, where it can be
+FILLED = 0.9  # of these, where it can be
 BLOCK = 256  # channels of a program of `remember`
 
 
@@ -106,7 +106,7 @@ def _lanes(d: int, tile: int) -> int:
     most = min(max(_power(d), 2), tile, WIDEST)
     choices = [2**i for i in range(most.bit_length()) if 2**i >= min(NARROWEST, most)]
     filled = {lanes: d / (-(-d // lanes) * lanes) for lanes in choices}
-    for enough in (1, FULL):
+    for enough in (1, FILLED):
         if good := [lanes for lanes in choices if filled[lanes] >= enough]:
             return max(good)
     return max(choices, key=lambda lanes: (filled[lanes], lanes))
