@@ -14,12 +14,16 @@ SIZES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("bytes_each", [2, 4, 8])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_every_value_is_in_one_tile_of_one_split(sizes: tuple, bytes_each: int) -> None:
-    how = layout(sizes, bytes_each)
+def test_every_value_is_in_one_tile_of_one_split(
+    sizes: tuple, bytes_each: int, weighted: bool
+) -> None:
+    how = layout(sizes, bytes_each, weighted)
     a, g, b, c, d = sizes
     seen = np.zeros((a * b, d), int)
+    rows_full = lanes_full = True
     across = 1 if d == 1 else -(-d // how.LANES)
     for split in range(how.splits):
         tiles = range(split * how.per_split, min((split + 1) * how.per_split, how.tiles))
@@ -29,22 +33,33 @@ def test_every_value_is_in_one_tile_of_one_split(sizes: tuple, bytes_each: int) 
             position = 0 if d == 1 else tile % across * how.LANES
             width = 1 if d == 1 else how.LANES
             seen[row : row + how.ROWS, position : position + width] += 1
+            rows_full &= row + how.ROWS <= a * b
+            lanes_full &= d == 1 or position + how.LANES <= d
     assert (seen == 1).all()
+    lanes_full &= d > 1 or c % how.LANES == 0
+    assert how.constants["FULL"] == rows_full + 2 * lanes_full
+    together = d if d > 1 else c
+    assert how.constants["VECTOR"] == max(v for v in (1, 2, 4, 8, 16) if together % v == 0)
     assert how.programs == g * -(-c // how.WIDTH)
-    assert layouts.TILE[bytes_each] == how.ROWS * how.LANES
+    tiles_of = layouts.BY_COLUMNS if d == 1 else layouts.BY_ROWS
+    assert tiles_of[bytes_each] >> weighted >= how.ROWS * how.LANES
+    assert how.warps == (layouts.WARPS if d == 1 else layouts.WARPS_BY_ROWS)
     assert (how.LANES if d == 1 else 1) == how.WIDTH
-    assert how.splits <= how.SPLITS <= 128
+    assert how.splits <= layouts.MOST
+    assert min(how.splits, 64 >> weighted) <= how.SPLITS
 
 
 def test_a_large_input_fills_a_gpu_and_a_small_one_is_not_crumbled() -> None:
     for sizes in ((256, 1, 1, 64, 3136), (1, 1, 256 * 3136, 64, 1)):
         how = layout(sizes, 2)
         assert 256 <= how.programs * how.splits <= 2 * layouts.PROGRAMS
+        assert how.ROWS * how.LANES == 4096
+        assert how.constants["FULL"] == 3
     assert layout((2, 1, 1, 3, 5), 4).splits == 1
 
 
 @pytest.mark.parametrize(
-    ("d", "lanes"), [(3136, 256), (196, 256), (49, 64), (2, 2), (3, 4), (50_000, 512), (65, 128)]
+    ("d", "lanes"), [(3136, 64), (196, 256), (49, 64), (2, 2), (3, 4), (50_000, 512), (65, 128)]
 )
 def test_rows_are_read_in_long_pieces_that_are_nearly_full(d: int, lanes: int) -> None:
     assert lanes == layout((64, 1, 1, 8, d), 2).LANES
