@@ -41,12 +41,15 @@ def test_every_value_is_in_one_tile_of_one_split(
     together = d if d > 1 else c
     assert how.constants["VECTOR"] == max(v for v in (1, 2, 4, 8, 16) if together % v == 0)
     assert how.programs == g * -(-c // how.WIDTH)
-    tiles_of = layouts.BY_COLUMNS if d == 1 else layouts.BY_ROWS
-    assert tiles_of[bytes_each] >> weighted >= how.ROWS * how.LANES
+    tile = (layouts.BY_COLUMNS if d == 1 else layouts.BY_ROWS)[bytes_each] >> weighted
+    if d > 1 and how.constants["VECTOR"] * bytes_each < 16:  # a thread reads less at once
+        tile = min(tile, layouts.BY_ROWS[4] >> weighted)
+    if tile != how.ROWS * how.LANES:  # no more rows than there are
+        assert how.ROWS // 2 < a * b <= how.ROWS
     assert how.warps == (layouts.WARPS if d == 1 else layouts.WARPS_BY_ROWS)
     assert (how.LANES if d == 1 else 1) == how.WIDTH
     assert how.splits <= layouts.MOST
-    assert min(how.splits, 64 >> weighted) <= how.SPLITS
+    assert min(how.splits, 64 >> weighted) <= how.SPLITS <= 64
 
 
 def test_a_large_input_fills_a_gpu_and_a_small_one_is_not_crumbled() -> None:

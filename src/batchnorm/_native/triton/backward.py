@@ -14,6 +14,7 @@ from batchnorm._native.triton.tiles import (
     mine,
     offsets,
     place,
+    some_splits,
     span,
     standardized,
     store,
@@ -99,9 +100,7 @@ def summed(partial, at, known, vectors, splits, low, inverse, SPLITS: tl.constex
     sums = tl.zeros(at.shape, tl.float64)
     products = tl.zeros(at.shape, tl.float64)
     for start in range(0, splits, SPLITS):
-        split = start + tl.arange(0, SPLITS)[:, None]
-        there = known & (split < splits)
-        lies = split * vectors + at
+        lies, there = some_splits(start, at, known, vectors, splits, SPLITS)
         some = tl.load(partial + lies, mask=there, other=0)
         sums += tl.sum(some, axis=0, keep_dims=True)
         some = tl.load(partial + splits * vectors + lies, mask=there, other=0)

@@ -12,10 +12,24 @@ from batchnorm._native.triton.tiles import (
     mine,
     offsets,
     place,
+    some_splits,
     span,
     total,
     where_there,
 )
+
+
+@triton.jit
+def joined(mean, squares, count, other_mean, other_squares, other_count):
+    """Mean, sum of squares around it and count of two sets of values.
+
+    Reference: Chan, Golub & LeVeque 1979, equation 2.1.
+    """
+    shift = other_mean - mean
+    both = count + other_count
+    share = other_count / tl.where(both == 0, 1.0, both)
+    squares += other_squares + shift * shift * count * share
+    return mean + shift * share, squares, both
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "per_split", "G", "B", "WA", "WG", "WB"])
@@ -30,8 +44,6 @@ def moments(
     A chunk is CHUNK tiles: sums around a center in the lanes, merged in float64 with what was
     before. The center is the mean so far, as the statistics' type holds it, at first that of the
     first tile in which something counts: a mean of many values, never one, which may be anything.
-
-    Reference: Chan, Golub & LeVeque 1979, equation 2.1.
     """
     C, D = in_vectors(C, D, LANES, WIDTH, VECTOR)
     group, channel, known = mine(tl.program_id(0), C, WIDTH)
@@ -85,12 +97,8 @@ def moments(
         away_here = total(sum_here, WIDTH) / n
         spread = total(squares_here, WIDTH) - n * away_here * away_here
         spread = tl.where(spread < 0, 0.0, spread)
-        shift = center.to(tl.float64) + away_here - mean
-        before = count
-        count += added
-        share = added / tl.where(count == 0, 1.0, count)
-        squares += spread + shift * shift * before * share
-        mean += shift * share
+        middle = center.to(tl.float64) + away_here
+        mean, squares, count = joined(mean, squares, count, middle, spread, added)
         center = tl.where(count == 0, center, mean.to(STATISTIC))
     vectors = tl.full((), 0, tl.int64) + G * C
     size = tl.num_programs(1) * vectors
@@ -109,9 +117,7 @@ def merged(partial, at, known, vectors, splits, SPLITS: tl.constexpr):
     squares = tl.zeros(at.shape, tl.float64)
     count = tl.zeros(at.shape, tl.float64)
     for start in range(0, splits, SPLITS):
-        split = start + tl.arange(0, SPLITS)[:, None]
-        there = known & (split < splits)
-        lies = split * vectors + at
+        lies, there = some_splits(start, at, known, vectors, splits, SPLITS)
         means = tl.load(partial + lies, mask=there, other=0)
         spread = tl.load(partial + size + lies, mask=there, other=0)
         counts = tl.load(partial + 2 * size + lies, mask=there, other=0)
@@ -119,12 +125,7 @@ def merged(partial, at, known, vectors, splits, SPLITS: tl.constexpr):
         middle = tl.sum(counts * means, axis=0, keep_dims=True) / tl.where(n == 0, 1.0, n)
         shift = tl.where(counts == 0, 0.0, means - middle)
         spread = tl.sum(spread + counts * shift * shift, axis=0, keep_dims=True)
-        shift = middle - mean
-        before = count
-        count += n
-        share = n / tl.where(count == 0, 1.0, count)
-        squares += spread + shift * shift * before * share
-        mean += shift * share
+        mean, squares, count = joined(mean, squares, count, middle, spread, n)
     return mean, squares / tl.where(count == 0, 1.0, count), count
 
 

@@ -34,6 +34,13 @@ def span(split, per_split, tiles):
 
 
 @triton.jit
+def some_splits(start, at, known, vectors, splits, SPLITS: tl.constexpr):
+    """Where the partial results of SPLITS splits are, from one on, and which of these there are."""
+    split = start + tl.arange(0, SPLITS)[:, None]
+    return split * vectors + at, known & (split < splits)
+
+
+@triton.jit
 def place(
     tile, rows, D, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr
 ):
