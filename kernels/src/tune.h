@@ -4,7 +4,8 @@
 //
 // For every question (operation, type, layout, size class, threads): the first call goes the way that the plan guesses
 // and does not count, then each way is tried three to five times, and the one with the shortest time is kept. Now and
-// then, ever less often, another is looked at again; twice in a row faster than what is kept, it is kept instead.
+// then, ever less often, another is looked at again; twice in a row faster than what is kept, it is kept instead. What
+// counts is what a way takes where it is taken always: the call before it may have gone another way.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -41,8 +42,9 @@ class Tuner {
     Question question;
     int64_t calls;
     int kept;   // the way that is taken; -1 while ways are tried
+    int again;  // the way that is tried once more before another, or -1
     int other;  // the way that is looked at, or -1
-    int faster, pause, next_pause, turn;
+    int looks, pause, next_pause, turn;
     Times times[kWays];
   };
   int find(const Question& question);

@@ -69,6 +69,28 @@ static int misses(const Machine& machine, double noise) {
   return missed;
 }
 
+// Machines that remember the call before: milliseconds of the last of `calls`, by the way they go.
+static double last_of(int calls, int guess, double (*cost)(int way, int before, int i)) {
+  static Tuner tuner;
+  tuner.forget();
+  Question q = question_of({"", {1, 1, 0, 0, 0, 0, 0, 0}}, 2);
+  double taken = 0;
+  for (int i = 0, before = guess; i < calls; i++) {
+    const Tuner::Answer answer = tuner.ask(q, guess);
+    tuner.tell(answer, 1e-3 * (taken = cost(answer.way, before, i)));
+    before = answer.way;
+  }
+  return taken;
+}
+// Stores around the cache leave it without y, so that the next call through it begins in the cold.
+static double after_another(int way, int before, int) { return way == kAround ? 1.4 : before == way ? 1.0 : 1.8; }
+// Every second call finds its tensor in the cache, whichever way it goes.
+static double in_pairs(int way, int, int i) { return (way == kAround ? 1.3 : 1.0) * (i % 2 ? 1 : 1.5); }
+// As after_another, once a thousand calls have passed; before that around is better.
+static double turning(int way, int before, int i) {
+  return i > 1000 ? after_another(way, before, i) : way == kAround ? 0.9 : 1.0;
+}
+
 static void expect(bool good, const char* what, const char* name, double value) {
   if (!good) { printf("FAILED %s, %s: %g\n", what, name, value); exit(1); }
 }
@@ -87,6 +109,12 @@ int main() {
     if (i >= 600) spent += cost / 600;
   }
   expect(spent <= 1.1, "after the machine changed", kMachines[4].name, spent);
+  for (int guess : {0, 1})
+    for (int last : {20, 21}) {
+      expect(last_of(last, guess, after_another) == 1.0, "the cache as another way left it", "guess", guess);
+      expect(last_of(last, guess, in_pairs) <= 1.5, "every second call finds its tensor in the cache", "guess", guess);
+    }
+  expect(last_of(4000, 0, turning) == 1.0, "a machine that remembers, and changes", "guess", 0);
   // What was learned can be read, however little room there is.
   char little[40];
   const size_t length = tuner.describe(little, sizeof little);
