@@ -100,10 +100,8 @@ static void sums_by_columns(const Call& call, const Each<StatOf<T>>& from, int64
   for (int64_t k = 1; k < p.widen; k++)
     for (int64_t j = 0; j < whole; j++) c.sums[j] += c.sums[k * whole + j], c.products[j] += c.products[k * whole + j];
   for (int64_t i = 0; i < tile.channels; i++) {
-    double s0 = 0, q0 = 0;
-    for (int64_t d = 0; d < p.inner; d++) s0 += c.sums[i * p.inner + d], q0 += c.products[i * p.inner + d];
-    sum[i] = s0;
-    product[i] = q0;
+    sum[i] = total_of(c.sums + i * p.inner, p.inner);
+    product[i] = total_of(c.products + i * p.inner, p.inner);
   }
 }
 

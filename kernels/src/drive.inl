@@ -92,15 +92,20 @@ template <class T> struct Driver {
   void pointers(int64_t g, int64_t channel, const S** of) const {
     for (int k = 0; k < kCoefficients; k++) of[k] = coefficient(k) + g * p.channels + channel;
   }
-  void spread(int64_t g, const Tile& tile, Spread& room, const S** of) const {
+  // The first `count` of them; the others are not read.
+  void spread(int64_t g, const Tile& tile, int count, Spread& room, const S** of) const {
     pointers(g, tile.c0, of);
     // As they are, where whole vectors of them do not reach into another tile's.
     if (p.inner == 1 && p.widen == 1 && tile.channels % Count<T>::N == 0) return;
-    for (int k = 0; k < kCoefficients; k++) {
-      S* out = room.of[k];
-      for (int64_t c = 0; c < tile.channels; c++)
-        for (int64_t d = 0; d < p.inner; d++) *out++ = of[k][c];
-      const int64_t whole = tile.channels * p.inner;
+    enum { N = Count<T>::N };
+    const int64_t whole = tile.channels * p.inner;
+    for (int k = 0; k < count; k++) {
+      for (int64_t c = 0; c < tile.channels; c++) {  // whole vectors, whose ends the next channel writes over
+        S* out = room.of[k] + c * p.inner;
+        if (p.inner == 1) out[0] = of[k][c];
+        else
+          for (int64_t d = 0; d < p.inner; d += N) store(out + d, splat(of[k][c]), Full{});
+      }
       for (int64_t i = whole; i < whole * p.widen; i++) room.of[k][i] = room.of[k][i - whole];
       of[k] = room.of[k];
     }
@@ -128,7 +133,7 @@ template <class T> struct Driver {
           sums_by_rows<T, MASK>(call, of, g, tile, segment, a, b);
         } else {
           Spread room;
-          spread(g, tile, room, of);
+          spread(g, tile, C1, room, of);
           sums_by_columns<T, MASK>(call, Each<S>(of), g, tile, segment, a, b);
         }
       });
@@ -147,7 +152,7 @@ template <class T> struct Driver {
     } else {
       Spread room;
       S weights[Width<S>::N + kPad];
-      spread(g, tile, room, of);
+      spread(g, tile, call.steps & kInput ? kCoefficients : C1, room, of);
       const OfColumns<S> source = {of};
       each_rectangle(p, x, g, part.r0, part.r1, tile.c0 * p.inner, tile.channels * p.inner, 0,
                      [&](const Rectangle<T>& r) { apply_rectangle(call, r, source, weights); });

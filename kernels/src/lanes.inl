@@ -89,6 +89,16 @@ BN_INLINE void sum_rows(const Rectangle<T>& r, const Arrays<T, ARRAYS>& read, Ro
   add_up();
 }
 
+// The sum of n numbers that lie side by side: eight lanes, in a fixed order.
+template <class S> BN_INLINE double total_of(const S* numbers, int64_t n) {
+  double lanes[8] = {};
+  int64_t j = 0;
+  for (; j + 8 <= n; j += 8)
+    for (int i = 0; i < 8; i++) lanes[i] += (double)numbers[j + i];
+  for (int i = 0; j + i < n; i++) lanes[i] += (double)numbers[j + i];
+  return total<8>(lanes);
+}
+
 // ---- by columns: each column is a channel's
 enum { kTogether = 8 };  // rows, at most, that are added in registers before the lanes are written back
 

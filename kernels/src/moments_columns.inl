@@ -1,4 +1,4 @@
-// Moments by columns: as moments.inl, with one running moment per column, folded into channels at the end.
+// Moments by columns: as moments.inl, with one running moment per column, or per channel where a channel has several columns.
 namespace BN_LEVEL {
 
 template <class S> struct Columns : ColumnLanes<S> {
@@ -37,13 +37,15 @@ static void accumulate_columns(const Plan& p, const Rectangle<T>& r, Columns<Sta
     for (int64_t j = 0; j < r.width; j++) c.weights[j] += all;
 }
 
-// Takes column j of a block again, the plain way.
+// Takes columns [from, from + n) of a block again, the plain way, and those every `step` further on.
 template <class T, class Rectangles>
-static Moment plain_column(const Plan& p, int64_t j, Rectangles rectangles) {
+static Moment plain_columns(const Plan& p, int64_t from, int64_t n, int64_t step, Rectangles rectangles) {
   return plain_moment([&](auto element) {
     rectangles([&](const Rectangle<T>& r) {
-      for (int64_t row = 0; row < r.rows && j < r.width; row++)
-        element((double)widen(r.x[row * r.stride + j]), (double)weight_at(p, r, row, j));
+      for (int64_t row = 0; row < r.rows; row++)
+        for (int64_t at = from; at < r.width; at += step)
+          for (int64_t j = at; j < at + n; j++)
+            element((double)widen(r.x[row * r.stride + j]), (double)weight_at(p, r, row, j));
     });
   });
 }
@@ -73,7 +75,7 @@ static void flush_columns(const Plan& p, int64_t width, Columns<StatOf<T>>& c, R
       for (int i = 0; i < n; i++)
         if (doubt[i] != 0 && finite(old_mean[i])) {
           Moment merged = {old_weight[i], old_mean[i], old_square[i]};
-          merge(merged, plain_column<T>(p, from + i, rectangles));
+          merge(merged, plain_columns<T>(p, from + i, 1, width, rectangles));
           mean[i] = merged.mean, square[i] = merged.square;
         }
     for (int i = 0; i < n; i++) old_weight[i] += weights[i], old_mean[i] = mean[i], old_square[i] = square[i];
@@ -105,25 +107,29 @@ static void fold(const double* weight, const double* mean, const double* square,
   }
 }
 
-// As fold(), for one channel whose columns lie side by side: eight lanes, in a fixed order.
-static void fold_row(const double* weight, const double* mean, const double* square, int64_t n, double* out_weight,
-                     double* out_mean, double* out_square) {
-  double w[8] = {}, m[8] = {}, q[8] = {};
-  int64_t j = 0;
-  for (; j + 8 <= n; j += 8)
-    for (int i = 0; i < 8; i++) w[i] += weight[j + i], m[i] += weight[j + i] * (mean[j + i] - mean[0]), q[i] += square[j + i];
-  for (int i = 0; j + i < n; i++) w[i] += weight[j + i], m[i] += weight[j + i] * (mean[j + i] - mean[0]), q[i] += square[j + i];
-  const double all = total<8>(w), centre = all != 0 ? mean[0] + total<8>(m) / all : 0;
-  for (j = 0; j + 8 <= n; j += 8)
-    for (int i = 0; i < 8; i++) {
-      const double step = mean[j + i] - centre;
-      q[i] += weight[j + i] != 0 ? weight[j + i] * step * step : 0;
+// As flush_columns() where a channel has several columns: their lanes, which have one k, are added up first, for there may
+// be too few rows to pay for a moment of each column.
+template <class T, class Rectangles>
+static void flush_channels(const Plan& p, int64_t channels, Columns<StatOf<T>>& c, Rectangles rectangles) {
+  using S = StatOf<T>;
+  const int64_t whole = channels * p.inner;
+  for (int64_t i = 0; i < channels; i++) {
+    const double k = c.k[i * p.inner];
+    double weight = 0, sum = 0, square = 0;
+    for (int64_t at = i * p.inner; at < whole * p.widen; at += whole) {
+      weight += total_of(c.weights + at, p.inner);
+      sum += total_of(c.first + at, p.inner);
+      square += total_of(c.second + at, p.inner);
     }
-  for (int i = 0; j + i < n; i++) {
-    const double step = mean[j + i] - centre;
-    q[i] += weight[j + i] != 0 ? weight[j + i] * step * step : 0;
+    const Moment running = {c.weight[i], c.mean[i], c.square[i]}, block = block_moment<S>(weight, sum, square, k);
+    Moment merged = running;
+    merge(merged, block);
+    if (!trusted<S>(sum, square, k, block, merged) && finite(running.mean)) {
+      merged = running;
+      merge(merged, plain_columns<T>(p, i * p.inner, p.inner, whole, rectangles));
+    }
+    c.weight[i] = merged.weight, c.mean[i] = merged.mean, c.square[i] = merged.square;
   }
-  *out_weight = all, *out_mean = centre, *out_square = total<8>(q);
 }
 
 // One segment of one tile; writes a moment per channel of the tile.
@@ -133,9 +139,14 @@ static void segment_by_columns(const Plan& p, const T* x, int64_t g, const Tile&
   using S = StatOf<T>;
   const Segment segment = segment_of(p, s);
   const int64_t whole = tile.channels * p.inner, width = whole * p.widen, from = tile.c0 * p.inner;
+  const bool shared = p.inner > 1;  // one moment and one k for all columns of a channel
   Columns<S> c;
   for (int64_t j = 0; j < width; j++) c.weight[j] = c.mean[j] = c.square[j] = 0;
   auto clear = [&] { for (int64_t j = 0; j < width; j++) c.first[j] = c.second[j] = c.weights[j] = 0; };
+  auto set_k = [&](int64_t channel, S k) {
+    for (int64_t at = channel * p.inner; at < width; at += whole)
+      for (int64_t j = at; j < at + p.inner; j++) c.k[j] = k;
+  };
   for (int64_t r = segment.r0; r < segment.r1; r += p.block_rows) {
     const int64_t end = least(r + p.block_rows, segment.r1);
     auto rectangles = [&](auto f) { each_rectangle(p, x, g, r, end, from, whole, 0, f); };
@@ -145,27 +156,30 @@ static void segment_by_columns(const Plan& p, const T* x, int64_t g, const Tile&
       clear();
       const int64_t samples = (end - r) / p.widen;
       rectangles([&](Rectangle<T> piece) {
-        const int64_t skip = W != kNone && piece.packed > 1 ? 1 : samples >= 64 ? 4 : samples >= 32 ? 2 : 1;
+        int64_t skip = samples >= 64 ? 4 : samples >= 32 ? 2 : 1;
+        if (samples >= 32 && p.inner >= 16) skip = 8;  // four rows have 64 elements of every channel
+        if (W != kNone && piece.packed > 1) skip = 1;
         piece.rows = (piece.rows + skip - 1) / skip, piece.stride *= skip, piece.w_stride *= skip;
         add(piece);
       });
-      for (int64_t j = 0; j < width; j++) {
-        const S guess = c.first[j] / c.weights[j];
-        c.k[j] = finite(guess) ? guess : 0;
-      }
+      auto guess_of = [](double sum, double weight) { const S guess = (S)(sum / weight); return finite(guess) ? guess : (S)0; };
+      if (shared)
+        for (int64_t i = 0; i < tile.channels; i++)
+          set_k(i, guess_of(total_of(c.first + i * p.inner, p.inner), total_of(c.weights + i * p.inner, p.inner)));
+      else
+        for (int64_t j = 0; j < width; j++) c.k[j] = guess_of(c.first[j], c.weights[j]);
+    } else if (shared) {
+      for (int64_t i = 0; i < tile.channels; i++) set_k(i, (S)c.mean[i]);
     } else {
       for (int64_t j = 0; j < width; j++) c.k[j] = (S)c.mean[j];
     }
     clear();
     rectangles(add);
-    flush_columns<T>(p, width, c, rectangles);
+    if (shared) flush_channels<T>(p, tile.channels, c, rectangles);
+    else flush_columns<T>(p, width, c, rectangles);
   }
-  if (p.widen > 1) fold(c.weight, c.mean, c.square, p.widen, whole, whole, c.weight, c.mean, c.square);
-  for (int64_t i = 0; i < tile.channels; i++) {
-    const int64_t at = i * p.inner;
-    if (p.inner == 1) weight[i] = c.weight[i], mean[i] = c.mean[i], square[i] = c.square[i];
-    else fold_row(c.weight + at, c.mean + at, c.square + at, p.inner, weight + i, mean + i, square + i);
-  }
+  if (!shared && p.widen > 1) fold(c.weight, c.mean, c.square, p.widen, whole, whole, c.weight, c.mean, c.square);
+  for (int64_t i = 0; i < tile.channels; i++) weight[i] = c.weight[i], mean[i] = c.mean[i], square[i] = c.square[i];
 }
 
 }  // namespace BN_LEVEL
