@@ -102,9 +102,7 @@ template <class T> struct Driver {
     for (int k = 0; k < count; k++) {
       for (int64_t c = 0; c < tile.channels; c++) {  // whole vectors, whose ends the next channel writes over
         S* out = room.of[k] + c * p.inner;
-        if (p.inner == 1) out[0] = of[k][c];
-        else
-          for (int64_t d = 0; d < p.inner; d += N) store(out + d, splat(of[k][c]), Full{});
+        for (int64_t d = 0; d < p.inner; d += N) store(out + d, splat(of[k][c]), Full{});
       }
       for (int64_t i = whole; i < whole * p.widen; i++) room.of[k][i] = room.of[k][i - whole];
       of[k] = room.of[k];

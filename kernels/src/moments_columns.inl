@@ -157,12 +157,13 @@ static void segment_by_columns(const Plan& p, const T* x, int64_t g, const Tile&
       const int64_t samples = (end - r) / p.widen;
       rectangles([&](Rectangle<T> piece) {
         int64_t skip = samples >= 64 ? 4 : samples >= 32 ? 2 : 1;
-        if (samples >= 32 && p.inner >= 16) skip = 8;  // four rows have 64 elements of every channel
+        // Four rows have 64 elements of every channel; where rows are weighed, all four may be excluded.
+        if (W != kScalar && samples >= 32 && p.inner >= 16) skip = 8;
         if (W != kNone && piece.packed > 1) skip = 1;
         piece.rows = (piece.rows + skip - 1) / skip, piece.stride *= skip, piece.w_stride *= skip;
         add(piece);
       });
-      auto guess_of = [](double sum, double weight) { const S guess = (S)(sum / weight); return finite(guess) ? guess : (S)0; };
+      auto guess_of = [](auto sum, auto weight) { const S guess = (S)(sum / weight); return finite(guess) ? guess : (S)0; };
       if (shared)
         for (int64_t i = 0; i < tile.channels; i++)
           set_k(i, guess_of(total_of(c.first + i * p.inner, p.inner), total_of(c.weights + i * p.inner, p.inner)));

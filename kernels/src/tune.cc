@@ -70,7 +70,7 @@ int Tuner::find(const Question& question) {
     if (entry.key != 0) continue;
     entry = Entry();
     entry.key = key, entry.question = question;
-    entry.kept = entry.other = entry.again = -1;
+    entry.kept = entry.other = -1;
     entry.pause = entry.next_pause = kFirstPause;
     return (int)(&entry - entries_);
   }
@@ -88,7 +88,6 @@ int Tuner::fastest(const Entry& entry) {
 // caches what another way left there, and because callers alternate too: what always meets the second of two calls looks
 // fast. After two, a way that takes three times as long as the best is not worth another.
 int Tuner::untried(const Entry& entry, int guess) {
-  if (entry.again >= 0) return entry.again;
   const int best = fastest(entry);
   int found = -1, ways = 0;
   for (unsigned left = entry.question.ways; left; left &= left - 1) ways++;
@@ -97,6 +96,7 @@ int Tuner::untried(const Entry& entry, int guess) {
     const int way = i ^ guess;
     const Times& times = entry.times[way];
     if (!(entry.question.ways >> way & 1) || times.count >= enough) continue;
+    if (times.count == 1) return way;
     if (times.count >= 2 && times.least() > 3 * entry.times[best].least()) continue;
     if (found < 0 || times.count < entry.times[found].count) found = way;
   }
@@ -111,7 +111,6 @@ Tuner::Answer Tuner::ask(const Question& question, int guess) {
   if (entry.calls++ == 0) return {guess, -1};  // memory touched for the first time, threads woken
   if (entry.kept < 0) {
     const int way = untried(entry, guess);
-    entry.again = way >= 0 && entry.again < 0 && entry.times[way].count == 0 ? way : -1;
     if (way >= 0) return {way, index};
     entry.kept = fastest(entry);
   }

@@ -42,7 +42,6 @@ class Tuner {
     Question question;
     int64_t calls;
     int kept;   // the way that is taken; -1 while ways are tried
-    int again;  // the way that is tried once more before another, or -1
     int other;  // the way that is looked at, or -1
     int looks, pause, next_pause, turn;
     Times times[kWays];
